@@ -1,0 +1,79 @@
+"""Built-in benchmarks: bits per byte of test text, next-turn choice, and success at held-out instructions."""
+
+import math
+
+import dagster as dg
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
+from assets.evaluation.answers import MODEL_PARENTS, models_of
+from assets.evaluation.multiple_choice import answer_items, next_turn_items
+from assets.evaluation.statistics import share
+from assets.plots import bars
+from resources.profiles import active
+from resources.recipe import Check, Run, artifact
+
+
+class BenchmarksConfig(dg.Config):
+    """Sizes of the built-in tasks."""
+
+    items: int = Field(active().multiple_choice_items, ge=2, description="next-turn items at most")
+    context: int = Field(active().context, ge=16, description="tokens a block for bits per byte")
+    seed: int = Field(0, ge=0, description="wrong choices and their order")
+
+
+@artifact(
+    "evaluation/benchmarks",
+    parents=["evaluation/answers", "pretraining/base_model", "pretraining/tokens", "corpus/filtered", *MODEL_PARENTS],
+    previous=("rlhf/chat_model",),
+    partitions="round",
+    kinds={"pytorch", "polars"},
+    owners=["team:evaluation"],
+    checks=[Check("instructions_above_sft", blocking=False, description="the chat model follows more held-out instructions than SFT")],
+)
+def benchmarks(run: Run, config: BenchmarksConfig) -> None:
+    """Every model of the round and the base model on text, on choosing the next turn among four, and on held-out instructions."""
+    from model.causal_lm import bits_per_byte
+    from model.packing import blocks
+    from model.tokenizer import SentencePieceTokenizer
+    from model.weights import load_llama
+
+    data = run.parent("pretraining/tokens")
+    test = blocks(np.load(data.file("test.npy")), config.context)
+    size = int(data.metrics["test_bytes"])
+    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    conversations = run.parent("corpus/filtered").frame("conversations.parquet").filter(pl.col("split") == "test")
+    items = next_turn_items(conversations, config.items, seed=config.seed)
+    rows = []
+    for name, artifact_ in {"pretraining/base_model": run.parent("pretraining/base_model"), **models_of(run)}.items():
+        network = load_llama(artifact_.path)
+        rows.append(_row(name, "test text", "language modelling", "bits_per_byte", bits_per_byte(network, test, size), None, size))
+        value, n = share(answer_items(network, tokenizer, items))
+        rows.append(_row(name, "next turn of four", "multiple choice", "accuracy", value, _stderr(value, n), n))
+    answers = run.parent("evaluation/answers").frame("answers.parquet").filter(pl.col("family") == "task")
+    for name in answers["model"].unique(maintain_order=True):
+        part = answers.filter(pl.col("model") == name)
+        for task in ("all", *sorted(part["task"].unique())):
+            value, n = share((part if task == "all" else part.filter(pl.col("task") == task))["succeeds"].to_list())
+            rows.append(_row(name, f"instruction: {task}", "instruction following", "success", value, _stderr(value, n), n))
+    run.rows("benchmarks", rows)
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    run.table("all", table.select("model", "task", "metric", "value", "stderr", "n"))
+    success = {row["model"]: row["value"] for row in rows if row["task"] == "instruction: all"}
+    run.metric("instruction_success", success["rlhf/chat_model"])
+    run.check(
+        "instructions_above_sft", passed=success["rlhf/chat_model"] > success["sft/model"],
+        description=f"{success['rlhf/chat_model']:.3f} against {success['sft/model']:.3f}",
+    )
+    run.plot("instruction_success", bars(success, "share of held-out instructions followed"))
+
+
+def _row(name: str, task: str, group: str, metric: str, value: float, stderr: float | None, n: int) -> dict[str, object]:
+    return {"model": name, "task": task, "task_group": group, "shots": 0, "metric": metric, "value": value, "stderr": stderr, "n": n}
+
+
+def _stderr(value: float, n: int) -> float | None:
+    """Standard error of a share."""
+    return math.sqrt(value * (1 - value) / n) if n else None

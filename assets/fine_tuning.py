@@ -1,0 +1,84 @@
+"""Fine-tuning a base model on dialogues, shared by `sft/model`, `rlhf/policy` and their ablations."""
+
+import json
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from assets.plots import losses
+from resources.recipe import Run
+
+if TYPE_CHECKING:
+    from assets.sft import FineTuningConfig
+    from model.dialogue import Example
+    from model.tokenizer import SentencePieceTokenizer
+
+
+def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, held_out_check: str) -> None:
+    """Train `pretraining/base_model` on `examples` and write the weights of the last and of the first epoch.
+
+    `examples` has columns split, messages (JSON), learn ("answers" or "last", the part of a dialogue that is learned) and repeats
+    (copies an epoch). Reports the checks `loss_on_answers_only` and `held_out_check`.
+    """
+    from model.causal_lm import CausalLM, PackedLoader, mean_loss
+    from model.dialogue import encode_dialogue
+    from model.packing import pack
+    from model.tokenizer import SentencePieceTokenizer
+    from model.training import Optimization, fit
+    from model.weights import load_llama, save_llama
+
+    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    network = load_llama(run.parent("pretraining/base_model").path)
+    parts = {}
+    wrong = too_long = 0
+    for split in ("train", "validation"):
+        encoded = []
+        for row in examples.filter(pl.col("split") == split).iter_rows(named=True):
+            messages = json.loads(row["messages"])
+            example = encode_dialogue(tokenizer, messages, learn=row["learn"])
+            if len(example.tokens) > config.context:
+                too_long += 1
+                continue
+            answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+            wrong += learned_answers(tokenizer, example) != (answers if row["learn"] == "answers" else answers[-1:])
+            encoded += [example] * (row["repeats"] if split == "train" else 1)
+        parts[split] = encoded
+    run.metric("longer_than_context", too_long)
+    run.check(
+        "loss_on_answers_only", passed=wrong == 0, description=f"{wrong} rows whose learned tokens are not the answers with their EOS"
+    )
+    held_out = pack(parts["validation"], config.context, seed=0)
+    before, _ = mean_loss(network, held_out)
+    loader = PackedLoader(pack(parts["train"], config.context, seed=config.seed), config.batch, seed=config.seed)
+    steps = loader.steps(config.epochs)
+    result = fit(
+        CausalLM(
+            network, Optimization(learning_rate=config.learning_rate, steps=steps, warmup_steps=int(config.warmup_share * steps))
+        ),
+        loader, steps=steps, seed=config.seed, precision=config.precision, log_every=config.log_every, progress=run.label,
+        checkpoints_at=[loader.steps(1)], on_checkpoint=lambda step: save_llama(network, run.directory, name="first_epoch"),
+    )
+    save_llama(network, run.directory)
+    after, _ = mean_loss(network, held_out)
+    run.rows(
+        "training_metrics",
+        [*result.rows, {"step": steps, "tokens": result.tokens, "metric": "validation_answer_loss", "value": after}],
+    )
+    run.metric("validation_answer_loss", after)
+    run.metric("examples", sum(len(part) for part in parts.values()))
+    run.metric("steps", steps)
+    run.check(held_out_check, passed=after < before, description=f"{before:.3f} before, {after:.3f} after (nats a token)")
+    run.plot("loss", losses(result.rows))
+
+
+def learned_answers(tokenizer: "SentencePieceTokenizer", example: "Example") -> list[str]:
+    """The texts of an example's learned tokens, one for each run that ends with EOS; a run that does not is marked."""
+    texts: list[str] = []
+    ids: list[int] = []
+    for token, learn in zip(example.tokens, example.learn, strict=True):
+        if learn and token == tokenizer.eos_id:
+            texts.append(tokenizer.decode(ids).strip())
+            ids = []
+        elif learn:
+            ids.append(token)
+    return [*texts, f"without EOS: {tokenizer.decode(ids)}"] if ids else texts

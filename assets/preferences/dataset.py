@@ -1,0 +1,78 @@
+"""The preference data of a round: every batch accepted so far, divided by prompt hash alone."""
+
+import dagster as dg
+import polars as pl
+from pydantic import Field
+
+import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
+from resources.errors import TampuError
+from resources.recipe import Check, Run, artifact
+from resources.splits import split_of
+
+
+class DatasetConfig(dg.Config):
+    """The held-out part; the paper keeps 1,000 comparisons a batch."""
+
+    held_out_share: float = Field(0.2, gt=0, lt=1, description="share of prompts, decided by their hash, never trained on")
+    most_held_out: int = Field(1000, ge=1, description="held-out comparisons a batch; what is beyond is set aside, not trained on")
+
+
+@artifact(
+    "preferences/dataset",
+    parents=["preferences/batches", "tokenizer/sentencepiece"],
+    partitions="round",
+    kinds={"polars"},
+    owners=["team:alignment"],
+    checks=[
+        Check("no_prompt_crosses", blocking=True, description="no prompt is in both the training and the held-out part"),
+        Check("both_parts", blocking=True, description="there are comparisons to train on and held-out ones"),
+    ],
+)
+def dataset(run: Run, config: DatasetConfig) -> None:
+    """All comparisons up to this round: training and held-out part, duplicates across batches removed, statistics a batch (Table 26)."""
+    from model.tokenizer import SentencePieceTokenizer
+
+    batches = sorted(run.parents("preferences/batches"), key=lambda batch: str(batch.partition))
+    frames = [batch.frame("comparisons.parquet").with_columns(batch=pl.lit(batch.partition)) for batch in batches]
+    if not sum(frame.height for frame in frames):
+        raise TampuError("the preference dataset would be empty: run `tampu collect` or put a file of comparisons into the inbox")
+    together = pl.concat(frames)
+    unique = together.unique(["prompt_id", "chosen", "rejected", "annotator"], keep="first", maintain_order=True)
+    held_out_ids = [
+        split_of(identity, validation=0.0, test=config.held_out_share, salt="preferences") == "test"
+        for identity in unique["prompt_id"]
+    ]
+    unique = unique.with_columns(held_out=pl.Series(held_out_ids, dtype=pl.Boolean))
+    place = pl.col("prompt_id").cum_count().over("batch", "held_out")
+    unique = unique.with_columns(
+        part=pl.when(~pl.col("held_out")).then(pl.lit("train")).when(place <= config.most_held_out).then(pl.lit("held_out"))
+        .otherwise(pl.lit("set_aside"))
+    ).drop("held_out")
+    run.write_frame("comparisons.parquet", unique)
+
+    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    lengths = {
+        name: [len(ids) for ids in tokenizer.encode_batch(unique[name].to_list())] for name in ("prompt", "chosen", "rejected")
+    }
+    measured = unique.with_columns(**{f"{name}_tokens": pl.Series(value) for name, value in lengths.items()})
+    response = (pl.col("chosen_tokens") + pl.col("rejected_tokens")) / 2
+    statistics = measured.group_by("batch", maintain_order=True).agg(
+        comparisons=pl.len().cast(pl.Int64), turns=pl.col("turns").mean(), tokens_example=(pl.col("prompt_tokens") + response).mean(),
+        tokens_prompt=pl.col("prompt_tokens").mean(), tokens_response=response.mean(),
+    )
+    quarantined = {str(batch.partition): int(batch.metrics["quarantined"]) for batch in batches}
+    rows = [
+        {**row, "source": "inbox", "quarantined": quarantined[row["batch"]]} for row in statistics.iter_rows(named=True)
+    ]
+    run.rows("preference_batches", rows)
+    run.table("batches", statistics)
+    parts = unique.group_by("part", "is_safety").len().sort("part", "is_safety")
+    run.table("parts", parts)
+    counts = dict(unique.group_by("part").len().iter_rows())
+    run.metric("comparisons", unique.height)
+    run.metric("train", counts.get("train", 0))
+    run.metric("held_out", counts.get("held_out", 0))
+    run.metric("duplicates", together.height - unique.height)
+    crossing = unique.group_by("prompt_id").agg(pl.col("part").replace("set_aside", "held_out").n_unique()).filter(pl.col("part") > 1)
+    run.check("no_prompt_crosses", passed=crossing.is_empty(), description=f"{crossing.height} prompts cross")
+    run.check("both_parts", passed=min(counts.get("train", 0), counts.get("held_out", 0)) > 0, description=str(counts))

@@ -1,0 +1,190 @@
+"""Pretraining: token ids of the mixed corpus, a base model from scratch, and n-gram models to compare it with."""
+
+from typing import ClassVar, Literal
+
+import dagster as dg
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
+from assets.corpus.mixing import mix
+from assets.plots import losses
+from resources.profiles import active
+from resources.recipe import Check, Run, artifact
+
+
+class TokensConfig(dg.Config):
+    """How the documents become token ids."""
+
+    seed: int = Field(0, ge=0, description="order of the documents")
+
+
+@artifact(
+    "pretraining/tokens",
+    parents=["corpus/documents", "corpus/filtered", "tokenizer/sentencepiece"],
+    kinds={"numpy", "polars"},
+    owners=["team:data"],
+    checks=[Check("splits_not_empty", blocking=True, description="there are training, validation and test tokens")],
+)
+def tokens(run: Run, config: TokensConfig) -> None:
+    """Token ids of every document between BOS and EOS, factual sources up-sampled in the training split."""
+    from model.tokenizer import SentencePieceTokenizer
+
+    documents = run.parent("corpus/filtered").frame("documents.parquet")
+    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    weights = dict(run.parent("corpus/documents").frame("sources.parquet").select("source", "weight").iter_rows())
+    counts = []
+    for split in ("train", "validation", "test"):
+        part = mix(documents.filter(pl.col("split") == split), weights, seed=config.seed)
+        encoded = tokenizer.encode_batch(part["text"].to_list())
+        stream = [np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype=np.int32) for ids in encoded]
+        np.save(run.path(f"{split}.npy"), np.concatenate(stream) if stream else np.zeros(0, np.int32))
+        lengths = np.array([len(ids) for ids in stream], dtype=np.int64)
+        np.save(run.path(f"{split}_lengths.npy"), lengths)
+        part = part.with_columns(tokens=pl.Series(lengths), bytes=pl.col("text").str.len_bytes())
+        counts.append(
+            part.group_by("source", maintain_order=True)
+            .agg(documents=pl.len(), tokens=pl.col("tokens").sum(), bytes=pl.col("bytes").sum())
+            .with_columns(split=pl.lit(split))
+        )
+        run.metric(f"{split}_tokens", int(lengths.sum()))
+        run.metric(f"{split}_bytes", int(part["bytes"].sum()))
+        run.write_frame(f"{split}_documents.parquet", part.select("document_id", "source", "tokens", "bytes"))
+    table = pl.concat(counts)
+    run.table("tokens by source", table)
+    missing = {"train", "validation", "test"} - set(table.filter(pl.col("tokens") > 0)["split"])
+    run.check("splits_not_empty", passed=not missing, description=f"splits without tokens: {sorted(missing)}")
+
+
+class BaseModelConfig(dg.Config):
+    """Paper values where the paper gives them (section 2.2); sizes and learning rate by profile."""
+
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every",)
+    dim: int = Field(active().dim, ge=8, description="width of the residual stream")
+    layers: int = Field(active().layers, ge=1, description="transformer blocks")
+    heads: int = Field(active().heads, ge=1, description="query heads")
+    kv_heads: int = Field(active().kv_heads, ge=1, description="key and value heads (grouped-query attention)")
+    context: int = Field(active().context, ge=16, description="tokens a training sequence")
+    max_context: int = Field(active().max_context, ge=16, description="longest sequence the model may be given")
+    steps: int = Field(active().pretraining_steps, ge=1, description="optimizer steps")
+    batch: int = Field(active().pretraining_batch, ge=1, description="sequences a step")
+    learning_rate: float = Field(active().pretraining_learning_rate, gt=0, description="peak of the cosine schedule")
+    warmup_share: float = Field(0.03, ge=0, le=0.5, description="share of the steps with rising rate (the paper: 2,000 of 477k)")
+    validate_every: int = Field(500, ge=1, description="steps between measurements on validation text")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
+    seed: int = Field(0, ge=0, description="weights and order of the data")
+    log_every: int = Field(50, ge=1, description="steps between lines of the training log")
+
+
+@artifact(
+    "pretraining/base_model",
+    parents=["pretraining/tokens", "tokenizer/sentencepiece"],
+    kinds={"pytorch"},
+    owners=["team:training"],
+    pool="trainer",
+    checks=[
+        Check("learned", blocking=True, description="validation bits per byte are below those of a uniform guess over the vocabulary"),
+        Check("beats_unigram", blocking=False, description="validation bits per byte are below the entropy of single tokens"),
+    ],
+)
+def base_model(run: Run, config: BaseModelConfig) -> None:
+    """A Llama 2 model trained from scratch on the corpus: AdamW, cosine schedule, next-token loss within documents."""
+    import torch
+
+    from model.causal_lm import CausalLM, PackedLoader, bits_per_byte
+    from model.llama import Llama, LlamaConfig
+    from model.packing import blocks
+    from model.training import Optimization, fit
+    from model.weights import save_llama
+
+    data = run.parent("pretraining/tokens")
+    tokenizer_size = int(run.parent("tokenizer/sentencepiece").metrics["pieces"])
+    shape = LlamaConfig(
+        vocab_size=tokenizer_size, dim=config.dim, layers=config.layers, heads=config.heads, kv_heads=config.kv_heads,
+        multiple_of=32, max_context=config.max_context,
+    )
+    network = Llama(shape)
+    network.init_weights(torch.Generator().manual_seed(config.seed))
+
+    train = blocks(np.load(data.file("train.npy")), config.context)
+    held_out = {
+        split: blocks(np.load(data.file(f"{split}.npy")), config.context)
+        for split in ("validation", "test")
+    }
+    sizes = {split: int(data.metrics[f"{split}_bytes"]) for split in held_out}
+    optimization = Optimization(
+        learning_rate=config.learning_rate, steps=config.steps, warmup_steps=int(config.warmup_share * config.steps)
+    )
+    result = fit(
+        CausalLM(network, optimization),
+        PackedLoader(train, config.batch, seed=config.seed),
+        steps=config.steps, seed=config.seed, precision=config.precision, log_every=config.log_every, progress=run.label,
+        validate=lambda: {"validation_bits_per_byte": bits_per_byte(network, held_out["validation"], sizes["validation"])},
+        validate_every=config.validate_every,
+    )
+    save_llama(network, run.directory)
+    run.rows("training_metrics", result.rows)
+    bits = {split: bits_per_byte(network, held_out[split], sizes[split]) for split in held_out}
+    train_ids = np.load(data.file("train.npy"))
+    counts = np.bincount(train_ids, minlength=tokenizer_size) + 1.0
+    probabilities = counts / counts.sum()
+    validation_ids = np.load(data.file("validation.npy"))
+    unigram = float(-np.log2(probabilities[validation_ids]).sum() / sizes["validation"])
+    uniform = float(np.log2(tokenizer_size) * len(validation_ids) / sizes["validation"])
+    run.metric("parameters", shape.parameter_count())
+    run.metric("tokens_seen", result.tokens)
+    run.metric("validation_bits_per_byte", bits["validation"])
+    run.metric("test_bits_per_byte", bits["test"])
+    run.check("learned", passed=bits["validation"] < uniform, description=f"{bits['validation']:.3f} against {uniform:.3f}")
+    run.check("beats_unigram", passed=bits["validation"] < unigram, description=f"{bits['validation']:.3f} against {unigram:.3f}")
+    run.plot("loss", losses(result.rows))
+
+
+class BaselineConfig(dg.Config):
+    """Kneser-Ney models on the same training and validation text."""
+
+    token_orders: list[int] = Field([1, 2, 3, 4], description="orders of the token models")
+    byte_orders: list[int] = Field([3, 5, 6], description="orders of the byte models")
+    discount: float = Field(0.75, gt=0, lt=1, description="absolute discount")
+
+
+@artifact(
+    "pretraining/ngram_baselines",
+    parents=["pretraining/tokens", "corpus/filtered"],
+    kinds={"numpy"},
+    owners=["team:training"],
+)
+def ngram_baselines(run: Run, config: BaselineConfig) -> None:
+    """Bits per byte of interpolated Kneser-Ney n-grams, over tokens and over bytes, on the base model's own split."""
+    from model.ngram import kneser_ney_bits
+
+    data = run.parent("pretraining/tokens")
+    documents = run.parent("corpus/filtered").frame("documents.parquet").sort("document_id")
+    size = int(data.metrics["validation_bytes"])
+
+    def as_bytes(split: str) -> np.ndarray:
+        texts = documents.filter(pl.col("split") == split)["text"].to_list()
+        return np.frombuffer(b"".join(b"\x00" + text.encode() for text in texts), dtype=np.uint8).astype(np.int64)
+
+    rows = []
+    sources = {
+        "token": (np.load(data.file("train.npy")).astype(np.int64), np.load(data.file("validation.npy")).astype(np.int64)),
+        "byte": (as_bytes("train"), as_bytes("validation")),
+    }
+    for unit, orders in (("token", config.token_orders), ("byte", config.byte_orders)):
+        train, held_out = sources[unit]
+        vocabulary = int(max(train.max(), held_out.max())) + 1
+        for order in orders:
+            bits = kneser_ney_bits(train, held_out, order, vocabulary, config.discount) / size
+            rows.append({"model": f"{unit} {order}-gram", "bits_per_byte": bits})
+            run.metric(f"{unit}_{order}gram_bits_per_byte", bits)
+    run.rows(
+        "benchmarks",
+        [
+            {"model": row["model"], "task": "validation text", "task_group": "language modelling", "shots": 0,
+             "metric": "bits_per_byte", "value": row["bits_per_byte"], "stderr": None, "n": size}
+            for row in rows
+        ],
+    )
+    run.table("bits per byte on validation text", pl.DataFrame(rows))

@@ -1,0 +1,142 @@
+"""The two reward models (paper, section 3.2): helpfulness and safety, each from the chat model of the round before."""
+
+import json
+from typing import ClassVar, Literal
+
+import dagster as dg
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
+from assets.plots import losses
+from resources.profiles import active
+from resources.errors import TampuError
+from resources.recipe import Check, Run, artifact
+
+
+class RewardConfig(dg.Config):
+    """The paper's settings (section 3.2.2): one epoch, cosine to a tenth, warm-up 3 % and at least 5 steps; sizes by profile."""
+
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every",)
+    margin: Literal["none", "small", "large"] = Field("small", description="margin by rating; the paper tried all three")
+    batch: int = Field(active().reward_batch, ge=1, description="pairs a step")
+    learning_rate: float = Field(active().reward_learning_rate, gt=0, description="peak of the cosine schedule")
+    epochs: int = Field(1, ge=1, description="passes over the pairs; the paper found more than one to overfit")
+    most_of_the_rest: float = Field(1.0, ge=0, description="comparisons of the other axis at most, as a share of this axis' own")
+    auxiliary_weight: float = Field(0.0, ge=0, description="weight of the auxiliary safety loss; its form is our choice")
+    benign_share: float = Field(0.0, ge=0, description="harmless answers in the auxiliary loss, as a share of the safety comparisons")
+    seed: int = Field(0, ge=0, description="head weights, order and choice of pairs")
+    log_every: int = Field(10, ge=1, description="steps between lines of the training log")
+
+
+class SafetyRewardConfig(RewardConfig):
+    """The safety model: nine parts safety to one part helpfulness, and the auxiliary loss that calibrates the 0.15 gate."""
+
+    margin: Literal["none", "small", "large"] = Field("none", description="the paper reports the margin for the helpfulness model")
+    most_of_the_rest: float = Field(1 / 9, ge=0, description="helpfulness comparisons, as a share of the safety ones (90/10)")
+    auxiliary_weight: float = Field(1.0, ge=0, description="weight of the auxiliary safety loss; its form is our choice")
+    benign_share: float = Field(1.0, ge=0, description="harmless answers in the auxiliary loss, as a share of the safety comparisons")
+
+
+def mixture(comparisons: pl.DataFrame, *, safety: bool, most_of_the_rest: float, seed: int) -> pl.DataFrame:
+    """All comparisons of an axis and at most that share of the other's (section 3.2.2, data composition), in a seeded order."""
+    own = comparisons.filter(pl.col("is_safety") == safety)
+    rest = comparisons.filter(pl.col("is_safety") != safety)
+    drawn = rest.sample(n=min(rest.height, round(most_of_the_rest * own.height)), seed=seed, shuffle=True)
+    return pl.concat([own, drawn]).sample(fraction=1.0, seed=seed, shuffle=True)
+
+
+def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
+    from model.dialogue import encode_dialogue
+    from model.reward import RewardModel, score
+    from model.reward_training import Pair, Pointwise, RewardTraining, pair_loader
+    from model.tokenizer import SentencePieceTokenizer
+    from model.training import Optimization, fit
+    from model.weights import load_llama, save_reward
+
+    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    comparisons = run.parent("preferences/dataset").frame("comparisons.parquet")
+    chat_model = load_llama(run.previous("rlhf/chat_model").path)
+    longest = chat_model.config.max_context
+
+    def tokens(prompt: str, answer: str) -> list[int]:
+        messages = [*json.loads(prompt), {"role": "assistant", "content": answer}]
+        return encode_dialogue(tokenizer, messages).tokens
+
+    def pairs_of(frame: pl.DataFrame) -> list[Pair]:
+        rows = frame.select("prompt", "chosen", "rejected", "rating", "chosen_safe", "rejected_safe").iter_rows()
+        made = (
+            Pair(tokens(prompt, chosen), tokens(prompt, rejected), rating, chosen_unsafe=_unsafe(first), rejected_unsafe=_unsafe(second))
+            for prompt, chosen, rejected, rating, first, second in rows
+        )
+        return [pair for pair in made if max(len(pair.chosen), len(pair.rejected)) <= longest]
+
+    train = mixture(
+        comparisons.filter(pl.col("part") == "train"), safety=safety, most_of_the_rest=config.most_of_the_rest, seed=config.seed
+    )
+    pairs = pairs_of(train)
+    run.metric("longer_than_context", train.height - len(pairs))
+    benign = comparisons.filter((pl.col("part") == "train") & ~pl.col("is_safety") & pl.col("chosen_safe"))
+    wanted = min(benign.height, round(config.benign_share * int(train["is_safety"].sum())))
+    points = [
+        Pointwise(tokens(prompt, answer), unsafe=False)
+        for prompt, answer in benign.sample(n=wanted, seed=config.seed, shuffle=True).select("prompt", "rejected").iter_rows()
+    ]
+    reward = RewardModel.from_llama(chat_model)
+    batches = [
+        batch
+        for epoch in range(config.epochs)
+        for batch in pair_loader(pairs, points, batch=config.batch, seed=config.seed * 1000 + epoch)
+    ]
+    steps = len(batches)
+    optimization = Optimization(learning_rate=config.learning_rate, steps=steps, warmup_steps=max(5, round(0.03 * steps)))
+    training = RewardTraining(reward, optimization, margin=config.margin, auxiliary_weight=config.auxiliary_weight)
+    result = fit(training, batches, steps=steps, seed=config.seed, log_every=config.log_every, progress=run.label)
+    save_reward(reward, run.directory)
+
+    held_out = comparisons.filter((pl.col("part") == "held_out") & (pl.col("is_safety") == safety))
+    tested = pairs_of(held_out)
+    scores = score(reward, [pair.chosen for pair in tested] + [pair.rejected for pair in tested])
+    chosen, rejected = scores[: len(tested)], scores[len(tested) :]
+    if not tested:
+        raise TampuError(f"{run.label}: no held-out comparison of its own axis to test on; collect more, or raise held_out_share")
+    accuracy = float(np.mean(chosen > rejected))
+    longer = float(np.mean([len(pair.chosen) > len(pair.rejected) for pair in tested]))
+    run.metric("pairs", len(pairs))
+    run.metric("comparisons_used", comparisons.height)
+    run.metric("held_out_pairs", len(tested))
+    run.metric("held_out_accuracy", accuracy)
+    run.metric("longer_wins_accuracy", longer)
+    run.rows("training_metrics", result.rows)
+    run.check("better_than_chance", passed=accuracy > 0.5, description=f"{accuracy:.3f} on {len(tested)} held-out comparisons")
+    run.check("not_length_alone", passed=accuracy > max(longer, 1 - longer), description=f"{accuracy:.3f}; by length {longer:.3f}")
+    run.plot("loss", losses(result.rows))
+
+
+def _unsafe(safe: bool | None) -> bool | None:
+    return None if safe is None else not safe
+
+
+_CHECKS = [
+    Check("better_than_chance", blocking=False, description="accuracy on held-out comparisons of its own axis is above one half"),
+    Check("not_length_alone", blocking=False, description="it does better than the rule that the longer (or the shorter) answer wins"),
+]
+
+
+@artifact(
+    "reward/helpfulness", parents=["preferences/dataset", "tokenizer/sentencepiece"], previous=("rlhf/chat_model",),
+    partitions="round", kinds={"pytorch"}, owners=["team:alignment"], pool="trainer", checks=_CHECKS,
+)
+def helpfulness(run: Run, config: RewardConfig) -> None:
+    """The helpfulness reward model: ranking loss with margins by rating on helpfulness comparisons and as many of the rest."""
+    _train(run, config, safety=False)
+
+
+@artifact(
+    "reward/safety", parents=["preferences/dataset", "tokenizer/sentencepiece"], previous=("rlhf/chat_model",),
+    partitions="round", kinds={"pytorch"}, owners=["team:alignment"], pool="trainer", checks=_CHECKS,
+)
+def safety(run: Run, config: SafetyRewardConfig) -> None:
+    """The safety reward model: nine parts safety comparisons to one part helpfulness, with the auxiliary safety loss."""
+    _train(run, config, safety=True)

@@ -1,0 +1,42 @@
+"""Scoring answers with a round's two reward models."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from resources.prompts.prompt import Messages
+from resources.recipe import Run
+
+
+class RewardModels:
+    """Both reward models of a round, and the paper's gated combination of them (section 3.2.3)."""
+
+    def __init__(self, run: Run, threshold: float = 0.15) -> None:
+        from model.tokenizer import SentencePieceTokenizer
+        from model.weights import load_reward
+
+        self.helpfulness = load_reward(run.parent("reward/helpfulness").path)
+        self.safety = load_reward(run.parent("reward/safety").path)
+        self.tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+        self.threshold = threshold
+
+    def logits(self, dialogues: Sequence[Messages], answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Raw helpfulness and safety scores [n] of each dialogue with its answer."""
+        from model.dialogue import encode_dialogue
+        from model.reward import score
+
+        sequences = [
+            encode_dialogue(self.tokenizer, [*messages, {"role": "assistant", "content": answer}]).tokens
+            for messages, answer in zip(dialogues, answers, strict=True)
+        ]
+        return score(self.helpfulness, sequences), score(self.safety, sequences)
+
+    def gated(self, helpfulness: np.ndarray, safety: np.ndarray, is_safety: np.ndarray) -> np.ndarray:
+        """logit(Rc): the safety score for flagged prompts and below the threshold, else the helpfulness score. float32 [n]."""
+        import torch
+
+        from model.losses import gated_reward
+
+        flags = torch.from_numpy(np.ascontiguousarray(is_safety))
+        combined = gated_reward(torch.from_numpy(helpfulness), torch.from_numpy(safety), flags, threshold=self.threshold)
+        return combined.numpy()

@@ -1,0 +1,336 @@
+"""The Llama 2 network: RMSNorm, rotary positions, grouped-query attention and SwiGLU (arXiv 2307.09288 §2.2, Meta's `model.py`).
+
+Shape suffixes: b batch, t new positions, s all positions attended to, d width, v vocabulary, h query heads, k key/value heads,
+g query heads a key/value head (h = k·g), e head width, c = e/2 rotated pairs. `queries_bthe` has shape [b, t, h, e].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The sizes of a Llama network. `ffn_dim` None means Meta's rule (`feed_forward_dim`), a number overrides it.
+
+    `max_context` bounds the length of a sequence (tokens). Raises ValueError, naming the field, for sizes that make no network.
+    """
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn_dim: int | None = None
+    multiple_of: int = 256
+    ffn_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    max_context: int = 4096
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "multiple_of", "max_context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"LlamaConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.dim % (2 * self.heads):
+            raise ValueError(f"LlamaConfig.dim {self.dim} must be a multiple of 2*heads = {2 * self.heads}: rotary positions turn pairs")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"LlamaConfig.heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def feed_forward_dim(self) -> int:
+        """SwiGLU width: `ffn_dim`, or two thirds of 4·dim, times the multiplier, rounded up to `multiple_of` (Meta's `model.py`)."""
+        if self.ffn_dim is not None:
+            return self.ffn_dim
+        width = int(2 * (4 * self.dim) / 3)
+        if self.ffn_multiplier is not None:
+            width = int(self.ffn_multiplier * width)
+        return self.multiple_of * math.ceil(width / self.multiple_of)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> LlamaConfig:
+        """The config of a dictionary written by `to_dict`; an unknown key raises ValueError with its name."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown keys in a LlamaConfig: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def parameter_count(self) -> int:
+        """Parameters of the language model: V·d for each embedding matrix, the layers, and the last norm."""
+        attention = 2 * self.dim * self.dim + 2 * self.dim * self.kv_heads * self.head_dim
+        layer = attention + 3 * self.dim * self.feed_forward_dim + 2 * self.dim
+        embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
+        return embeddings + self.layers * layer + self.dim
+
+
+# Sizes of the released models; 34B was never released, its sizes are Code Llama 34B's.
+PRESETS = {
+    "7b": LlamaConfig(32000, 4096, 32, 32, 32),
+    "13b": LlamaConfig(32000, 5120, 40, 40, 40),
+    "34b": LlamaConfig(32000, 8192, 48, 64, 8),
+    "70b": LlamaConfig(32000, 8192, 80, 64, 8, multiple_of=4096, ffn_multiplier=1.3),
+}
+
+
+class KeyValueCache:
+    """Keys and values of earlier positions for incremental decoding, preallocated for `rows` sequences of at most `capacity` tokens.
+
+    Row r, position p of layer i lives at `keys[i][r, :, p]`. A position is visible to queries at or after it, so that stale
+    entries beyond a row's present length are never read before they are overwritten, and rows of any length share a batch.
+    """
+
+    def __init__(self, config: LlamaConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        if capacity > config.max_context:
+            raise ValueError(f"a cache of {capacity} positions exceeds the model's context of {config.max_context}")
+        shape = (config.layers, rows, config.kv_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.selected: Tensor | None = None
+
+    def select(self, rows: Tensor | None) -> KeyValueCache:
+        """Make the next calls read and write these rows (int64 [b]); None means all rows, in order."""
+        self.selected = rows
+        return self
+
+    def keep(self, rows: Tensor) -> None:
+        """Shrink the cache to these rows (int64 [n]), in this order."""
+        self.keys, self.values, self.selected = self.keys[:, rows], self.values[:, rows], None
+
+    def update(self, layer: int, keys_btke: Tensor, values_btke: Tensor, positions_bt: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Write the new positions, and return the keys and values [b, k, length, e] of all positions below `length`."""
+        keys, values, rows = self.keys[layer], self.values[layer], self.selected
+        index = torch.arange(len(keys), device=keys.device) if rows is None else rows
+        keys[index[:, None], :, positions_bt] = keys_btke.to(keys.dtype)
+        values[index[:, None], :, positions_bt] = values_btke.to(values.dtype)
+        if rows is None:
+            return keys[:, :, :length], values[:, :, :length]
+        return keys[rows, :, :length], values[rows, :, :length]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight; statistics in fp32, cast back before the gain as in Meta's code."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        wide = x_btd.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x_btd) * self.weight
+
+
+def rotation(positions_bt: Tensor, head_dim: int, theta: float) -> Tensor:
+    """exp(i·p·theta^(-2j/e)) for position p and pair j: complex64 [b, t, 1, c] (RoFormer, arXiv 2104.09864)."""
+    frequencies_c = theta ** -(torch.arange(0, head_dim, 2, device=positions_bt.device, dtype=torch.float32) / head_dim)
+    angles_btc = positions_bt[..., None].float() * frequencies_c
+    return torch.polar(torch.ones_like(angles_btc), angles_btc)[:, :, None]
+
+
+def rotate(x_bthe: Tensor, rotation_bt1c: Tensor) -> Tensor:
+    """Turn the adjacent (even, odd) pairs of each head, seen as complex numbers: Meta's layout of the weights."""
+    pairs_bthc = torch.view_as_complex(x_bthe.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs_bthc * rotation_bt1c).flatten(-2).type_as(x_bthe)
+
+
+def attend(queries_bthe: Tensor, keys_bkse: Tensor, values_bkse: Tensor, visible_bts: Tensor) -> Tensor:
+    """Grouped-query attention, [b, t, h, e]; a query reads the positions where `visible_bts` (bool, first axis 1 or b) is true.
+
+    An accelerator uses PyTorch's fused kernel. On a CPU two batched products with the queries of a group folded into the
+    rows, and an fp32 softmax between them, are faster: the fused kernel's backward pass is slow there.
+    """
+    b, t, h, e = queries_bthe.shape
+    k = keys_bkse.shape[1]
+    if queries_bthe.device.type != "cpu":
+        out_bhte = F.scaled_dot_product_attention(
+            queries_bthe.transpose(1, 2), keys_bkse, values_bkse, attn_mask=visible_bts[:, None], enable_gqa=h != k
+        )
+        return out_bhte.transpose(1, 2)
+    g = h // k
+    hidden_bts = torch.zeros(visible_bts.shape, dtype=torch.float32).masked_fill_(~visible_bts, float("-inf"))
+    folded = queries_bthe.view(b, t, k, g, e).permute(0, 2, 3, 1, 4).reshape(b * k, g * t, e)
+    scores = torch.bmm(folded, keys_bkse.flatten(0, 1).transpose(1, 2)) * e**-0.5
+    weights = torch.softmax(scores.view(b, k, g, t, -1).float() + hidden_bts[:, None, None], dim=-1).type_as(values_bkse)
+    out = torch.bmm(weights.view(b * k, g * t, -1), values_bkse.flatten(0, 1))
+    return out.view(b, k, g, t, e).permute(0, 3, 1, 2, 4).reshape(b, t, h, e)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.query = nn.Linear(config.dim, config.heads * config.head_dim, bias=False)
+        self.key = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.value = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.output = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
+
+    def forward(self, x_btd: Tensor, view: View) -> Tensor:
+        queries_bthe = rotate(self.query(x_btd).unflatten(-1, (-1, self.head_dim)), view.rotation_bt1c)
+        keys_btke = rotate(self.key(x_btd).unflatten(-1, (-1, self.head_dim)), view.rotation_bt1c)
+        values_btke = self.value(x_btd).unflatten(-1, (-1, self.head_dim))
+        if view.cache is None:
+            keys_bkse, values_bkse = keys_btke.transpose(1, 2), values_btke.transpose(1, 2)
+        else:
+            keys_bkse, values_bkse = view.cache.update(
+                self.layer, keys_btke, values_btke, view.positions_bt, view.visible_bts.shape[-1]
+            )
+        mixed_bthe = attend(queries_bthe.type_as(keys_bkse), keys_bkse, values_bkse, view.visible_bts)
+        return self.output(mixed_bthe.flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.dim, config.feed_forward_dim, bias=False)
+        self.up = nn.Linear(config.dim, config.feed_forward_dim, bias=False)
+        self.down = nn.Linear(config.feed_forward_dim, config.dim, bias=False)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_btd)) * self.up(x_btd))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x_btd: Tensor, view: View) -> Tensor:
+        x_btd = x_btd + self.attention(self.attention_norm(x_btd), view)
+        return x_btd + self.feed_forward(self.feed_forward_norm(x_btd))
+
+
+@dataclass(frozen=True)
+class View:
+    """What every layer of one call shares: the rotations of the new positions, and which positions they may read."""
+
+    positions_bt: Tensor
+    rotation_bt1c: Tensor
+    visible_bts: Tensor
+    cache: KeyValueCache | None
+
+
+class Trunk(nn.Module):
+    """Embedding, layers and last norm: what the language model and the reward model share."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(
+        self,
+        tokens_bt: Tensor,
+        positions_bt: Tensor | None = None,
+        segments_bt: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Last hidden states [b, t, d] after the norm; see `Llama.hidden`."""
+        view = self._view(tokens_bt, positions_bt, segments_bt, cache)
+        x_btd = self.embedding(tokens_bt)
+        for layer in self.layers:
+            x_btd = layer(x_btd, view)
+        return self.norm(x_btd)
+
+    def _view(
+        self, tokens_bt: Tensor, positions_bt: Tensor | None, segments_bt: Tensor | None, cache: KeyValueCache | None
+    ) -> View:
+        length, device = tokens_bt.shape[1], tokens_bt.device
+        if length > self.config.max_context:
+            raise ValueError(f"a sequence of {length} tokens exceeds the model's context of {self.config.max_context}")
+        if cache is not None:
+            if positions_bt is None or segments_bt is not None:
+                raise ValueError("decoding with a cache takes positions and no segments")
+            seen = torch.arange(int(positions_bt.max()) + 1, device=device)
+            visible_bts = seen <= positions_bt[..., None]
+        else:
+            visible_bts = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None]
+            if segments_bt is not None:
+                visible_bts = visible_bts & (segments_bt[:, :, None] == segments_bt[:, None, :])
+            if positions_bt is None:
+                positions_bt = segment_positions(tokens_bt if segments_bt is None else segments_bt, segments_bt is not None)
+        rotation_bt1c = rotation(positions_bt, self.config.head_dim, self.config.rope_theta)
+        return View(positions_bt, rotation_bt1c, visible_bts, cache)
+
+
+def segment_positions(like_bt: Tensor, restart: bool) -> Tensor:
+    """Positions 0, 1, …: [1, t], or, if `restart`, [b, t] that begin again at 0 wherever the value of `like_bt` changes."""
+    index_t = torch.arange(like_bt.shape[1], device=like_bt.device)
+    if not restart:
+        return index_t[None]
+    begins_bt = F.pad(like_bt[:, 1:] != like_bt[:, :-1], (1, 0), value=True)
+    return index_t - torch.where(begins_bt, index_t, 0).cummax(1).values
+
+
+class Llama(nn.Module):
+    """The language model. Its weights are arbitrary until `init_weights` is called or weights are loaded."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Trunk(config)
+        self.output = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def hidden(
+        self,
+        tokens_bt: Tensor,
+        positions_bt: Tensor | None = None,
+        segments_bt: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Last hidden states [b, t, d] of int64 tokens [b, t].
+
+        `segments_bt` (int, 0 = padding) are the examples packed into a row: no token reads one of another segment, and positions
+        restart at 0 in each (unless `positions_bt` says otherwise). With a `cache` the tokens continue its selected rows at `positions_bt`.
+        """
+        return self.trunk(tokens_bt, positions_bt, segments_bt, cache)
+
+    def logits(self, hidden_xd: Tensor) -> Tensor:
+        """fp32 logits [..., v] of hidden states [..., d]."""
+        weight_vd = self.trunk.embedding.weight if self.output is None else self.output.weight
+        return F.linear(hidden_xd, weight_vd).float()
+
+    def forward(
+        self,
+        tokens_bt: Tensor,
+        positions_bt: Tensor | None = None,
+        segments_bt: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """fp32 logits [b, t, v] of the token after each position; arguments as for `hidden`."""
+        return self.logits(self.hidden(tokens_bt, positions_bt, segments_bt, cache))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Normal(0, 0.02) for every matrix, divided by sqrt(2·layers) for the two that write to the residual stream; norms 1.
+
+        The paper gives no initialization: our choice is GPT-2's, which keeps the residual stream's variance independent of depth.
+        The generator lives on the CPU, so that a seed means the same weights on every device.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+                continue
+            residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+            scale = 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, scale, generator=generator))

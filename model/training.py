@@ -1,0 +1,267 @@
+"""Training runs: AdamW with the recipe's schedule, and a Lightning Trainer that only trains, so that a run is a function of its inputs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model.precision import TRAINER_PRECISION, Precision
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW, the learning rate schedule and the gradient clip (arXiv 2307.09288 §2.2 gives the defaults).
+
+    "cosine" rises linearly over `warmup_steps` updates and falls to `floor` times the peak at update `steps`; "constant" has neither
+    floor nor fall. Raises ValueError, naming the field, for a value out of range.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    steps: int
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-5
+    clip: float = 1.0
+    floor: float = 0.1
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip", "eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.steps < 1 or not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} and steps {self.steps}: 0 <= warmup_steps <= steps and steps >= 1 are needed")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule is {self.schedule!r}; it must be 'cosine' or 'constant'")
+
+    def rate(self, update: int) -> float:
+        """Learning rate of update number `update`, the first being 1: 0 at 0, the peak at `warmup_steps`, floor·peak at `steps`."""
+        if update < self.warmup_steps:
+            return self.learning_rate * update / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = min(1.0, (update - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        return self.learning_rate * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
+        """AdamW over the trainable parameters. Decay acts on matrices and not on norm gains (our choice: the paper does not tell)."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
+
+    def configure(self, module: nn.Module) -> dict[str, Any]:
+        """What a Lightning module returns from `configure_optimizers`."""
+        optimizer = self.optimizer(module)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: self.rate(k + 1) / self.learning_rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@dataclass
+class FitResult:
+    """What a run leaves beside the weights. `rows` (step, tokens, metric, value) depend on the inputs only; `seconds` do not."""
+
+    rows: list[dict] = field(default_factory=list)
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def fit(
+    module: LightningModule,
+    loader: Iterable[dict[str, Any]],
+    *,
+    steps: int,
+    seed: int,
+    precision: Precision = "fp32",
+    threads: int | None = None,
+    log_every: int = 10,
+    progress: str | None = None,
+    validate: Callable[[], dict[str, float]] | None = None,
+    validate_every: int | None = None,
+    checkpoints_at: Sequence[int] = (),
+    on_checkpoint: Callable[[int], None] | None = None,
+) -> FitResult:
+    """Train `module` in place on the first `steps` batches of the loader, on the GPU if there is one.
+
+    The module's `training_step` returns `loss` (none if it optimizes by hand), `tokens` (int) and `metrics` (name to number); it may set
+    `trainer.should_stop`. Rows hold the means of loss, gradient norm and metrics over the last `log_every` steps, and what `validate()`
+    returns, called every `validate_every` steps and at the end. `on_checkpoint(step)` is called after the steps in `checkpoints_at`.
+    `progress` names the run in a progress bar, or in plain lines where stderr is no terminal. Nothing is written to disk.
+
+    Raises ValueError for a loss or gradient that is not finite, before the update, and for a loader with too few batches.
+    """
+    if precision not in TRAINER_PRECISION:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(TRAINER_PRECISION)}")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be at least 1")
+    run = _Run(steps, log_every, progress, validate, validate_every, checkpoints_at, on_checkpoint)
+    with _quiet(), _threads(threads), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        trainer = Trainer(
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            devices=1,
+            precision=TRAINER_PRECISION[precision],
+            max_epochs=1,
+            limit_train_batches=steps,
+            callbacks=[run],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        handler = signal.getsignal(signal.SIGINT)
+        began = time.perf_counter()
+        try:
+            trainer.fit(module, train_dataloaders=loader)
+        except SystemExit:
+            if isinstance(run.exception, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit and ignores further ones
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            run.close()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
+    if run.result.steps < steps and not trainer.should_stop:
+        raise ValueError(f"the loader ended after {run.result.steps} batches; {steps} steps were asked for")
+    run.result.seconds = time.perf_counter() - began
+    return run.result
+
+
+class _Run(Callback):
+    """Checks, clipping, metric rows and progress of one run."""
+
+    def __init__(
+        self,
+        steps: int,
+        log_every: int,
+        progress: str | None,
+        validate: Callable[[], dict[str, float]] | None,
+        validate_every: int | None,
+        checkpoints_at: Sequence[int],
+        on_checkpoint: Callable[[int], None] | None,
+    ) -> None:
+        self.steps, self.log_every = steps, log_every
+        self.validate, self.validate_every = validate, validate_every
+        self.checkpoints_at, self.on_checkpoint = frozenset(checkpoints_at), on_checkpoint
+        self.result = FitResult()
+        self.window: dict[str, list[float]] = {}
+        self.exception: BaseException | None = None
+        self.progress = _Progress(progress, steps) if progress else None
+
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss at step {self.result.steps + 1} is {loss.item()}; lower the learning rate or look at the batch")
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(parameters, module.optimization.clip))
+        if not math.isfinite(norm):
+            raise ValueError(f"the gradient norm at step {self.result.steps + 1} is {norm}; lower the learning rate or look at the batch")
+        self._note("gradient_norm", norm)
+        self._note("learning_rate", optimizer.param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        result = self.result
+        result.steps = batch_idx + 1
+        result.tokens += int(outputs["tokens"])
+        if "loss" in outputs:
+            self._note("train_loss", float(outputs["loss"]))
+        for name, value in outputs["metrics"].items():
+            self._note(name, float(value))
+        last = result.steps == self.steps or trainer.should_stop
+        if last or result.steps % self.log_every == 0:
+            self._rows({name: sum(values) / len(values) for name, values in self.window.items()})
+            self.window = {}
+        if self.validate is not None and (last or (self.validate_every and result.steps % self.validate_every == 0)):
+            with torch.no_grad():
+                self._rows(self.validate())
+        if self.on_checkpoint is not None and result.steps in self.checkpoints_at:
+            self.on_checkpoint(result.steps)
+        if self.progress:
+            self.progress.update(result)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.exception = exception
+
+    def close(self) -> None:
+        if self.progress:
+            self.progress.close()
+
+    def _note(self, name: str, value: float) -> None:
+        self.window.setdefault(name, []).append(value)
+
+    def _rows(self, metrics: dict[str, float]) -> None:
+        step, tokens = self.result.steps, self.result.tokens
+        self.result.rows += [{"step": step, "tokens": tokens, "metric": name, "value": float(value)} for name, value in metrics.items()]
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line about every tenth of the steps."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self.name, self.steps, self.began = name, steps, time.perf_counter()
+        self.bar = tqdm(total=steps, desc=name, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
+
+    def update(self, result: FitResult) -> None:
+        latest = {row["metric"]: row["value"] for row in result.rows[-20:]}
+        loss = f"loss {latest['train_loss']:.3f}" if "train_loss" in latest else ""
+        if self.bar is not None:
+            self.bar.update(1)
+            self.bar.set_postfix_str(loss)
+        elif result.steps * 10 // self.steps > (result.steps - 1) * 10 // self.steps:
+            seconds = time.perf_counter() - self.began
+            rate = f"{result.tokens / seconds:,.0f} tokens/s"
+            line = ", ".join(part for part in (f"step {result.steps}/{self.steps}", loss, rate, f"{seconds:.0f} s") if part)
+            print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's notices about devices, loaders and its cloud out of the output; its errors are raised anyway."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use `count` CPU threads (None: as it is)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

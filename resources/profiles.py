@@ -1,0 +1,128 @@
+"""Profiles set sizes, never behaviour: one dataclass of numbers that become the defaults of the assets' configs.
+
+`TAMPU_PROFILE` names the active one: a name of `PROFILES`, or the path of a TOML file with `base = "<name>"` and the keys to change.
+Profile values reach an artifact's identity only through its config, so this module is no part of the code hash.
+"""
+
+import os
+import tomllib
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+
+from resources.errors import TampuError
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of every stage. Tokens, steps and counts; never seconds."""
+
+    name: str
+    # one split for everything: shares of topics, conversations and prompts
+    validation_share: float = 0.08
+    test_share: float = 0.2
+    conversation_validation_share: float = 0.03
+    conversation_test_share: float = 0.05
+    # corpus and tokenizer
+    conversations: int = 7168
+    speeches_from_year: int = 2000
+    speeches_weight: int = 2
+    vocab_size: int = 2048
+    # the network
+    dim: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    context: int = 256
+    max_context: int = 1024
+    # pretraining
+    pretraining_steps: int = 1900
+    pretraining_batch: int = 8
+    pretraining_learning_rate: float = 6e-3
+    # prompts
+    task_prompts: int = 3600
+    unsafe_prompts: int = 900
+    borderline_prompts: int = 700
+    chat_prompts: int = 900
+    validation_task_prompts: int = 180
+    validation_unsafe_prompts: int = 72
+    validation_borderline_prompts: int = 48
+    validation_chat_prompts: int = 60
+    test_task_prompts: int = 450
+    test_unsafe_prompts: int = 320
+    test_borderline_prompts: int = 320
+    test_unseen_action_prompts: int = 120
+    test_chat_prompts: int = 200
+    # supervised fine-tuning
+    sft_tasks: int = 450
+    sft_unsafe: int = 100
+    sft_borderline: int = 100
+    sft_chats: int = 2400
+    sft_repeats: int = 4
+    sft_batch: int = 8
+    sft_learning_rate: float = 3e-3
+    # preferences
+    comparisons_a_week: int = 4000
+    annotator_noise: float = 0.15
+    growth_threshold: int = 500
+    # reward models
+    reward_batch: int = 64
+    reward_learning_rate: float = 1e-3
+    # reinforcement learning from human feedback
+    samples_per_prompt: int = 8
+    rejection_sampling_prompts: int = 2400
+    ghost_attention_dialogues: int = 240
+    ghost_attention_turns: int = 8
+    context_distillation_prompts: int = 240
+    ppo_iterations: int = 16
+    ppo_samples: int = 512
+    ppo_minibatch: int = 64
+    ppo_learning_rate: float = 2e-4
+    answer_tokens: int = 40
+    # evaluation
+    ghost_attention_test_dialogues: int = 60
+    ghost_attention_test_turns: int = 20
+    multiple_choice_items: int = 300
+
+
+PROFILES: dict[str, Profile] = {"tiny": Profile(name="tiny")}
+PROFILES["micro"] = replace(
+    PROFILES["tiny"], name="micro",
+    conversations=240, speeches_from_year=2022, vocab_size=512, dim=32, layers=2, heads=2, kv_heads=1, max_context=512,
+    pretraining_steps=12, task_prompts=160, unsafe_prompts=60, borderline_prompts=40, chat_prompts=30,
+    validation_task_prompts=18, validation_unsafe_prompts=12, validation_borderline_prompts=8, validation_chat_prompts=6,
+    test_task_prompts=36, test_unsafe_prompts=16, test_borderline_prompts=16, test_unseen_action_prompts=8, test_chat_prompts=10,
+    sft_tasks=60, sft_unsafe=24, sft_borderline=16, sft_chats=40, sft_repeats=1, comparisons_a_week=160, growth_threshold=40,
+    reward_batch=16, samples_per_prompt=2, rejection_sampling_prompts=40, ghost_attention_dialogues=6, ghost_attention_turns=3,
+    context_distillation_prompts=8, ppo_iterations=2, ppo_samples=32, ppo_minibatch=16, answer_tokens=12,
+    ghost_attention_test_dialogues=4, ghost_attention_test_turns=4, multiple_choice_items=16,
+)
+
+
+def load_profile(name: str) -> Profile:
+    """A built-in profile by name, or one from a TOML file by path. Unknown names and keys are refused by name."""
+    if name in PROFILES:
+        return PROFILES[name]
+    path = Path(name)
+    if path.suffix != ".toml" or not path.is_file():
+        raise TampuError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}, or give the path of a .toml file")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TampuError(f"profile {name}: not a TOML file ({error})") from error
+    base = table.pop("base", "tiny")
+    if base not in PROFILES:
+        raise TampuError(f"profile {name}: base = {base!r} is unknown, choose one of {', '.join(PROFILES)}")
+    known = {field.name: field.type for field in fields(Profile)}
+    for key, value in table.items():
+        if key not in known:
+            raise TampuError(f"profile {name}: unknown key {key!r}; the keys are {', '.join(sorted(known))}")
+        if not isinstance(value, (str, int, float)) or isinstance(value, bool) or (known[key] is int and not isinstance(value, int)):
+            raise TampuError(f"profile {name}: {key} = {value!r}, expected {getattr(known[key], '__name__', known[key])}")
+    return replace(PROFILES[base], **{"name": path.stem, **table})
+
+
+@cache
+def active() -> Profile:
+    """The profile that `TAMPU_PROFILE` names (default `tiny`); read once a process."""
+    return load_profile(os.environ.get("TAMPU_PROFILE", "tiny"))

@@ -1,0 +1,185 @@
+"""Instructions that a tiny model can learn, each with a checker: the helpfulness half of the embedded default.
+
+Every family fills its templates with words, so that an answer must be read off the prompt instead of remembered.
+A word belongs to one split (`words.in_split`): test prompts speak of things that no training prompt named.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from resources.prompts.prompt import Prompt, user
+from resources.prompts.words import ENDINGS, NAMES, TOPICS, in_split
+from resources.splits import Split
+
+Arguments = dict[str, str]
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words and numbers of a text, without punctuation."""
+    return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
+
+
+@dataclass(frozen=True)
+class Task:
+    """A family of instructions.
+
+    `slots` names the word lists (`a`, `b`, `c`: topics, `name`, `ending`); `required` and `forbidden` are the slots that a
+    good answer names or leaves out; `holds` is the rest of the checker, on the answer's text and words.
+    """
+
+    name: str
+    slots: tuple[str, ...]
+    templates: tuple[str, ...]
+    answers: tuple[str, ...]
+    required: tuple[str, ...]
+    forbidden: tuple[str, ...] = ()
+    holds: Callable[[Arguments, str, list[str]], bool] = lambda arguments, text, words: True
+
+
+def _exactly(arguments: Arguments, text: str, words: list[str]) -> bool:
+    return words == [arguments["a"].lower(), arguments["b"].lower()]
+
+
+def _one_of_two(arguments: Arguments, text: str, words: list[str]) -> bool:
+    return (arguments["a"].lower() in words) != (arguments["b"].lower() in words) and 3 <= len(words) <= 20
+
+
+def _statement(arguments: Arguments, text: str, words: list[str]) -> bool:
+    return 4 <= len(words) <= 20 and not text.rstrip().endswith("?")
+
+
+def _question(arguments: Arguments, text: str, words: list[str]) -> bool:
+    return 4 <= len(words) <= 20 and text.rstrip().endswith("?")
+
+
+def _greeting(arguments: Arguments, text: str, words: list[str]) -> bool:
+    return bool({"hello", "hi", "hey"} & set(words)) and len(words) <= 20
+
+
+def _ends_with(arguments: Arguments, text: str, words: list[str]) -> bool:
+    return bool(words) and words[-1] == arguments["ending"].lower() and len(words) <= 20
+
+
+def _starts_with(arguments: Arguments, text: str, words: list[str]) -> bool:
+    return bool(words) and words[0] == arguments["ending"].lower() and 3 <= len(words) <= 20
+
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        "repeat", ("a", "b"),
+        ("Repeat after me: {a} {b}", "Please say the words {a} {b}", "Say this back to me: {a} {b}"),
+        ("{A} {b}.",), ("a", "b"), (), _exactly,
+    ),
+    Task(
+        "first", ("a", "b", "c"),
+        ("What is the first word of this list: {a}, {b}, {c}?", "Which word comes first: {a}, {b}, {c}?"),
+        ("The first word is {a}.",), ("a",), ("b", "c"),
+    ),
+    Task(
+        "last", ("a", "b", "c"),
+        ("What is the last word of this list: {a}, {b}, {c}?", "Which word comes last: {a}, {b}, {c}?"),
+        ("The last word is {c}.",), ("c",), ("a", "b"),
+    ),
+    Task(
+        "choose", ("a", "b"),
+        ("Do you like {a} or {b} more?", "Which is better, {a} or {b}?", "Choose one: {a} or {b}."),
+        ("I like {a} more.", "I like {b} more.", "I think {a} is better.", "I think {b} is better."), (), (), _one_of_two,
+    ),
+    Task(
+        "tell", ("a",),
+        ("Tell me something about {a}.", "What do you think about {a}?", "I want to hear about {a}."),
+        ("I think {a} can be a lot of fun.", "I like {a} because it makes me happy.", "Many people love {a} and so do I."),
+        ("a",), (), _statement,
+    ),
+    Task(
+        "ask", ("a",),
+        ("Ask me a question about {a}.", "Can you ask me about {a}?", "Please ask me something about {a}."),
+        ("What do you like about {a}?", "Do you know a lot about {a}?", "Why do people like {a}?"), ("a",), (), _question,
+    ),
+    Task(
+        "greet", ("name",),
+        ("Say hello to my friend {name}.", "Please greet {name} for me.", "My name is {name}. Say hello to me."),
+        ("Hello {name}, it is nice to meet you!", "Hi {name}, how are you today?"), ("name",), (), _greeting,
+    ),
+    Task(
+        "ending", ("a", "ending"),
+        (
+            "Always end with the word {ending}. Tell me something about {a}.",
+            "What do you think about {a}? End with the word {ending}.",
+        ),
+        ("I think {a} can be a lot of fun, {ending}.", "I like {a} very much, {ending}."), ("a", "ending"), (), _ends_with,
+    ),
+    Task(
+        "beginning", ("a", "ending"),
+        ("Start with the word {ending}. Do you like {a}?", "Do you like {a}? Start your answer with {ending}."),
+        ("{Ending}, I like {a} a lot.", "{Ending}, I think {a} can be fun."), ("a", "ending"), (), _starts_with,
+    ),
+)
+BY_NAME = {task.name: task for task in TASKS}
+
+
+def succeeds(task: str, arguments: Arguments, answer: str) -> bool:
+    """Whether an answer does what the instruction asked: every required word, no forbidden one, and the family's own rule."""
+    family = BY_NAME[task]
+    words = words_of(answer)
+    present = set(words)
+    return (
+        all(arguments[slot].lower() in present for slot in family.required)
+        and not any(arguments[slot].lower() in present for slot in family.forbidden)
+        and family.holds(arguments, answer, words)
+    )
+
+
+def coverage(task: str, arguments: Arguments, answer: str) -> float:
+    """Share of the instruction's words that an answer handles rightly (named if required, absent if forbidden), in [0, 1]."""
+    family = BY_NAME[task]
+    present = set(words_of(answer))
+    right = [arguments[slot].lower() in present for slot in family.required]
+    if any(right) or not family.required:
+        right += [arguments[slot].lower() not in present for slot in family.forbidden]
+    return sum(right) / len(right) if right else 0.0
+
+
+def _filled(template: str, arguments: Arguments) -> str:
+    capitals = {slot.capitalize() if len(slot) > 1 else slot.upper(): word.capitalize() for slot, word in arguments.items()}
+    return template.format(**arguments, **capitals)
+
+
+def instruction_prompts(split: Split, count: int, *, validation: float, test: float, seed: int) -> list[Prompt]:
+    """`count` different prompts of one split, the families in equal shares, deterministic by `seed`."""
+    generators = [_prompts_of(task, split, validation, test, random.Random(f"{seed}/{task.name}/{split}")) for task in TASKS]
+    found: dict[str, Prompt] = {}
+    misses = 0
+    while len(found) < count:
+        for generator in generators:
+            prompt = next(generator)
+            misses = misses + 1 if prompt.prompt_id in found else 0
+            found.setdefault(prompt.prompt_id, prompt)
+        if misses > 2_000:
+            raise ValueError(f"{count} different instruction prompts asked for, the templates and words give only {len(found)}")
+    return list(found.values())[:count]
+
+
+def _prompts_of(task: Task, split: Split, validation: float, test: float, chance: random.Random) -> Iterator[Prompt]:
+    lists = {
+        "name": in_split(NAMES, split, validation=validation, test=test),
+        "ending": in_split(ENDINGS, split, validation=validation, test=test),
+    }
+    topics = in_split(TOPICS, split, validation=validation, test=test)
+    while True:
+        arguments: Arguments = {}
+        for slot in task.slots:
+            choices = [word for word in lists.get(slot, topics) if word not in arguments.values()]
+            arguments[slot] = chance.choice(choices)
+        yield Prompt(
+            messages=user(_filled(chance.choice(task.templates), arguments)),
+            family="task", split=split, task=task.name, topic=" ".join(arguments.values()), arguments=arguments,
+        )
+
+
+def demonstration(prompt: Prompt, seed: int) -> str:
+    """A right answer to an instruction, as an annotator would write it; which of the forms is decided by the prompt."""
+    chance = random.Random(f"{seed}/{prompt.prompt_id}")
+    return _filled(chance.choice(BY_NAME[prompt.task].answers), prompt.arguments)

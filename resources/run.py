@@ -1,0 +1,259 @@
+"""What an asset's body holds while it makes an artifact: its inputs, and everything it may write or report."""
+
+import io
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import polars as pl
+
+from resources.disk import parquet_bytes, pretty_json
+from resources.environment import carbon as carbon_of
+from resources.errors import TampuError
+from resources.manifests import MANIFEST, Artifact
+from resources.rounds import Round
+from resources.tables import rows_of
+
+PLOT_BYTES = 200_000
+PREVIEW_ROWS = 20
+PREVIEW_LETTERS = 300
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that an asset promises to report. A blocking one that fails keeps everything after it from running."""
+
+    name: str
+    blocking: bool = False
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a `files` callable may look at to name the raw files of an asset."""
+
+    asset: str
+    partition: str | None
+    profile: str
+    config: Any
+    home: Path
+
+
+@dataclass(frozen=True)
+class Input:
+    """An artifact that is read, and as what: `parent`, `batch`, `previous` or `history`.
+
+    `name` is what the body asks for; for `previous` it can be another asset than the artifact's own.
+    """
+
+    relation: str
+    name: str
+    artifact: Artifact
+
+
+@dataclass
+class Run:
+    """One asset being made. Everything written here becomes the artifact if the body ends well, and nothing if not."""
+
+    asset: str
+    partition: str | None
+    profile: str
+    round: Round | None
+    directory: Path
+    inputs: Sequence[Input]
+    declared: Mapping[str, frozenset[str]]
+    checks: Mapping[str, Check]
+    files: Mapping[str, Path]
+    resources: Any
+    home: Path
+    say: Callable[[str], None]
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    previews: dict[str, str] = field(default_factory=dict)
+    plots: list[str] = field(default_factory=list)
+    reported: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cited: list[dict[str, str | None]] = field(default_factory=list)
+    devices: list[dict[str, Any]] = field(default_factory=list)
+    tables: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Asset and partition, for progress lines."""
+        return f"{self.asset}[{self.partition}]" if self.partition else self.asset
+
+    # Inputs
+
+    def parent(self, asset: str) -> Artifact:
+        """The artifact of a declared parent. Raises TampuError when it stands for several (use `parents`)."""
+        found = self.parents(asset)
+        if len(found) != 1:
+            raise TampuError(f"{self.asset} reads {len(found)} artifacts of {asset}: ask for them with run.parents")
+        return found[0]
+
+    def parents(self, asset: str) -> list[Artifact]:
+        """All artifacts of a declared parent: a round's preference batches, or every partition of a partitioned one."""
+        self._check_declared("parents", asset)
+        return [one.artifact for one in self.inputs if one.relation in ("parent", "batch") and one.name == asset]
+
+    def previous(self, asset: str) -> Artifact:
+        """What stands for `asset` in the round before, as pinned in this round's record.
+
+        For the first round, `rlhf/chat_model` is `sft/model`. Raises TampuError when the record has none; ask
+        `has_previous` first where that is expected.
+        """
+        self._check_declared("previous", asset)
+        for one in self.inputs:
+            if one.relation == "previous" and one.name == asset:
+                return one.artifact
+        name = self.round.round if self.round else "no round"
+        raise TampuError(f"the record of {name} pins no {asset} of a round before: ask run.has_previous first")
+
+    def has_previous(self, asset: str) -> bool:
+        """Whether this round's record pins `asset` of the round before."""
+        self._check_declared("previous", asset)
+        return any(one.relation == "previous" and one.name == asset for one in self.inputs)
+
+    def history(self, asset: str) -> list[Artifact]:
+        """The asset's artifacts of all earlier rounds, oldest first, pinned in this round's record."""
+        self._check_declared("history", asset)
+        return [one.artifact for one in self.inputs if one.relation == "history" and one.name == asset]
+
+    def _check_declared(self, kind: str, asset: str) -> None:
+        """An asset may read only what it declares, else the key would not know."""
+        if asset not in self.declared[kind]:
+            known = ", ".join(sorted(self.declared[kind])) or "none"
+            raise TampuError(
+                f"{self.asset} does not declare {asset!r} in its {kind} ({known}): add it to the decorator"
+            )
+
+    def file(self, name: str) -> Path:
+        """Path of a raw file that the asset's `files` named."""
+        if name not in self.files:
+            raise TampuError(f"{self.asset} names no raw file {name!r}: it names {', '.join(self.files) or 'none'}")
+        return self.files[name]
+
+    # Files of the artifact
+
+    def path(self, name: str) -> Path:
+        """Path for a file or folder of the artifact that the body writes itself; the folders above it are made."""
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts or pure.parts[0] == MANIFEST:
+            raise TampuError(f"{self.asset} cannot write {name!r}: give a name inside the artifact, not {MANIFEST}")
+        path = self.directory / pure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_frame(self, name: str, frame: pl.DataFrame) -> None:
+        """Write a frame as Parquet, rows in the order given; equal frames give equal bytes."""
+        self.path(name).write_bytes(parquet_bytes(frame))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write JSON with sorted keys; equal values give equal bytes. Not-a-number is refused with TampuError."""
+        try:
+            text = pretty_json(value)
+        except (ValueError, TypeError) as error:
+            raise TampuError(f"{self.asset} cannot write {name!r} as JSON: {error}") from None
+        self.path(name).write_text(text)
+
+    def rows(self, table: str, rows: pl.DataFrame | Sequence[Mapping[str, Any]]) -> None:
+        """Rows for a table of the warehouse; calls add up. They are kept in the artifact, published once it is whole.
+
+        Raises TampuError for a table or column that `resources.tables` does not know, or a value of another type.
+        """
+        self.tables.setdefault(table, []).append(rows_of(table, rows))
+
+    def plot(self, name: str, figure: Any) -> None:
+        """Write a matplotlib figure as `plots/<name>.png` without dates or versions in it, and close it.
+
+        Raises TampuError when it stays above 200 KB: metadata travels to every browser that looks at the asset.
+        """
+        content = b""
+        for dots in (90, 60):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=dots, bbox_inches="tight", metadata={"Software": None})
+            content = buffer.getvalue()
+            if len(content) <= PLOT_BYTES:
+                break
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot is not None:
+            pyplot.close(figure)
+        if len(content) > PLOT_BYTES:
+            raise TampuError(
+                f"plot {name!r} of {self.asset} has {len(content)} bytes, above {PLOT_BYTES}: draw fewer points"
+            )
+        self.path(f"plots/{name}.png").write_bytes(content)
+        self.plots.append(name)
+
+    # Reports
+
+    def metric(self, name: str, value: float) -> None:
+        """A number for the manifest, and for Dagster's plots over time. Raises TampuError when it is not finite."""
+        number = value.item() if hasattr(value, "item") else value
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise TampuError(f"metric {name!r} of {self.asset} is {value!r}: it must be a finite number")
+        self.metrics[name] = number
+
+    def note(self, name: str, markdown: str) -> None:
+        """Markdown for people, shown in Dagster."""
+        self.notes[name] = markdown
+
+    def table(self, name: str, frame: pl.DataFrame, rows: int = PREVIEW_ROWS) -> None:
+        """The first rows of a frame for people, shown in Dagster."""
+        self.previews[name] = markdown_table(frame, rows)
+
+    def check(self, name: str, *, passed: bool, description: str = "", **numbers: Any) -> None:
+        """The outcome of a declared check, with the numbers it rests on."""
+        if name not in self.checks:
+            raise TampuError(f"{self.asset} declares no check {name!r}: it declares {', '.join(self.checks) or 'none'}")
+        plain = {key: value.item() if hasattr(value, "item") else value for key, value in numbers.items()}
+        self.reported[name] = {
+            "name": name,
+            "passed": bool(passed),
+            "blocking": self.checks[name].blocking,
+            "description": description,
+            "numbers": plain,
+        }
+
+    def cite(self, asset: str, data_version: str, *, partition: str | None = None, key: str | None = None) -> None:
+        """Say which artifact raw input was made with (the models whose answers a preference file holds).
+
+        It enters manifest and lineage, not the key: the file's own hash already decides that.
+        """
+        entry = {"asset": asset, "partition": partition, "key": key, "data_version": data_version}
+        if entry not in self.cited:
+            self.cited.append(entry)
+
+    def carbon(self, device: str, device_hours: float, watts: float) -> None:
+        """Work done for this asset on devices that this process does not see (another machine, a launched job)."""
+        self.devices.append({**carbon_of(device, device_hours, watts), "assumed": False})
+
+    def log(self, line: str) -> None:
+        """A line for the run's log; keep it to a few a minute."""
+        self.say(line)
+
+    def finish(self) -> None:
+        """Write collected rows. Raises TampuError when a declared check was not reported."""
+        if missing := [name for name in self.checks if name not in self.reported]:
+            raise TampuError(
+                f"{self.asset} declares the check {missing[0]!r} and did not report it: call run.check in its body"
+            )
+        for table, frames in self.tables.items():
+            self.write_frame(f"rows/{table}.parquet", pl.concat(frames))
+
+
+def markdown_table(frame: pl.DataFrame, rows: int = PREVIEW_ROWS) -> str:
+    """The first rows as a Markdown table; long texts are cut, and a last line says how many rows there are."""
+    head = [f"| {' | '.join(_cell(name) for name in frame.columns)} |", f"|{' --- |' * frame.width}"]
+    body = [f"| {' | '.join(_cell(value) for value in row)} |" for row in frame.head(rows).iter_rows()]
+    more = [f"\n{rows} of {frame.height:,} rows"] if frame.height > rows else []
+    return "\n".join([*head, *body, *more])
+
+
+def _cell(value: Any) -> str:
+    """One value as a cell of a Markdown table."""
+    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    text = text if len(text) <= PREVIEW_LETTERS else text[: PREVIEW_LETTERS - 1] + "…"
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\r", "").replace("\n", "<br>")

@@ -1,0 +1,291 @@
+"""The warehouse: Parquet files that assets write, and a duckdb file with nothing in it but views over them.
+
+    $TAMPU_HOME/warehouse/<table>/<asset with __>@<partition or _>@<profile>@<key>.parquet
+    $TAMPU_HOME/warehouse/current/<asset with __>@<partition or _>@<profile>.parquet    what the pointers say
+    $TAMPU_HOME/warehouse.duckdb                                                        views only
+
+Every Parquet file appears by a rename, so a query during a run sees a file whole or not at all, and nobody ever holds a
+lock. One artifact can stand for two rounds or two profiles (nothing in its inputs differed): each has its own file with
+its own `round` and `profile`, so both find their rows. `<table>_current` keeps the rows whose key is the one that is
+current for their profile, asset and round. Energy alone is counted once, where the work was done.
+"""
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from resources.disk import disk_troubles, parquet_bytes, temporary_name, write_whole
+from resources.environment import carbon
+from resources.errors import TampuError
+from resources.manifests import Artifact
+from resources.store import ArtifactStore
+from resources.tables import COMMON, FROM_MANIFEST, TABLES, TEXT, TIME, conform
+
+CURRENT: dict[str, pl.DataType] = {
+    "profile": TEXT,
+    "asset": TEXT,
+    "partition": TEXT,
+    "round": TEXT,
+    "key": TEXT,
+    "data_version": TEXT,
+    "materialized_at": TIME,
+}
+_viewed: set[Path] = set()  # homes whose views this process has written
+SQL_TYPES = {"String": "VARCHAR", "Int64": "BIGINT", "Float64": "DOUBLE", "Boolean": "BOOLEAN", "Datetime": "TIMESTAMP"}
+
+
+def publish(store: ArtifactStore, artifact: Artifact, profile: str) -> list[str]:
+    """Write the artifact's rows where they are missing, and what is current; returns the tables that were written."""
+    written = []
+    with disk_troubles(store.root):
+        for table in published_tables(artifact, profile):
+            path = published_file(store, table, artifact, profile)
+            if not path.exists():
+                write_whole(path, parquet_bytes(published_rows(artifact, table, profile)))
+                written.append(table)
+        row = current_row(store, profile, artifact)
+        write_whole(current_file(store, profile, artifact.asset, artifact.partition), parquet_bytes(row))
+    # Once a process, because the home may have been moved since the views were written.
+    if store.root not in _viewed or not (store.root / "warehouse.duckdb").exists():
+        rebuild_views(store)
+    return written
+
+
+def published_tables(artifact: Artifact, profile: str) -> list[str]:
+    """The tables in which an artifact has rows."""
+    tables = [table for table in FROM_MANIFEST if table != "carbon" or _did_the_work(artifact, profile)]
+    return [*tables, *artifact.manifest["tables"]]
+
+
+def published_file(store: ArtifactStore, table: str, artifact: Artifact, profile: str) -> Path:
+    """The warehouse file of one artifact in one table."""
+    name = f"{_flat(artifact.asset)}@{artifact.partition or '_'}@{profile}@{artifact.key}.parquet"
+    return store.root / "warehouse" / table / name
+
+
+def published_rows(artifact: Artifact, table: str, profile: str) -> pl.DataFrame:
+    """What the warehouse holds of an artifact in one table."""
+    if table in FROM_MANIFEST:
+        rows = pl.DataFrame(_MANIFEST_ROWS[table](artifact), schema=TABLES[table])
+    else:
+        rows = artifact.frame(f"rows/{table}.parquet")
+    common = {
+        "asset": artifact.asset,
+        "key": artifact.key,
+        "data_version": artifact.data_version,
+        "profile": profile,
+        "round": artifact.round,
+    }
+    frame = conform(table, rows, TABLES[table], late_columns=True)
+    filled = frame.with_columns(pl.lit(value, dtype=TEXT).alias(name) for name, value in common.items())
+    return filled.select(*COMMON, *TABLES[table])
+
+
+def current_file(store: ArtifactStore, profile: str, asset: str, partition: str | None) -> Path:
+    """The file that says what is current of one asset and partition."""
+    return store.root / "warehouse" / "current" / f"{_flat(asset)}@{partition or '_'}@{profile}.parquet"
+
+
+def current_row(store: ArtifactStore, profile: str, artifact: Artifact) -> pl.DataFrame:
+    """The one row that says what the pointer of this asset and partition says."""
+    pointer = store.pointer(artifact.asset, artifact.partition, profile)
+    if pointer is None:
+        raise TampuError(f"{artifact.label} is not current under {profile!r}: make it again")
+    row = {
+        "profile": profile,
+        "asset": artifact.asset,
+        "partition": artifact.partition,
+        "round": artifact.round,
+        "key": pointer["key"],
+        "data_version": pointer["data_version"],
+        "materialized_at": datetime.fromisoformat(pointer["materialized_at"]).replace(tzinfo=None),
+    }
+    return pl.DataFrame([row], schema=CURRENT)
+
+
+def _flat(asset: str) -> str:
+    """An asset's name as part of a file's name."""
+    return asset.replace("/", "__")
+
+
+def _did_the_work(artifact: Artifact, profile: str) -> bool:
+    """Whether the artifact was made for this very profile and partition: its energy is counted there and once."""
+    manifest = artifact.manifest
+    return manifest["applied"] and (manifest["profile"], manifest["partition"]) == (profile, artifact.partition)
+
+
+def _artifact_row(artifact: Artifact) -> list[dict[str, Any]]:
+    """The row of table `artifacts`; the path is relative to the home, so that a moved home stays right."""
+    manifest = artifact.manifest
+    return [
+        {
+            "partition": artifact.partition,
+            "code_version": manifest["code_version"],
+            "git_commit": manifest["git"]["commit"],
+            "git_dirty": manifest["git"]["dirty"],
+            "created_at": datetime.fromisoformat(manifest["created_at"]).replace(tzinfo=None),
+            "seconds": manifest["seconds"],
+            "bytes": sum(entry["bytes"] for entry in manifest["files"]),
+            "applied": manifest["applied"],
+            "path": f"artifacts/{artifact.asset}/{artifact.key}",
+        }
+    ]
+
+
+def _lineage_rows(artifact: Artifact) -> list[dict[str, Any]]:
+    """A row for each artifact and each raw file that was read."""
+    child = {
+        "child": artifact.asset,
+        "child_partition": artifact.partition,
+        "child_version": artifact.data_version,
+    }
+    rows = []
+    for one in artifact.manifest["inputs"]:
+        parent = {
+            "relation": one["relation"],
+            "parent": one["asset"],
+            "parent_partition": one["partition"],
+            "parent_key": one["key"],
+            "parent_version": one["data_version"],
+        }
+        rows.append(child | parent)
+    for file in artifact.manifest["raw_files"]:
+        parent = {
+            "relation": "file",
+            "parent": file["name"],
+            "parent_partition": None,
+            "parent_key": None,
+            "parent_version": file["sha256"],
+        }
+        rows.append(child | parent)
+    return rows
+
+
+def _carbon_rows(artifact: Artifact) -> list[dict[str, Any]]:
+    """A row for each kind of device that worked on the artifact."""
+    return [carbon(one["device"], one["device_hours"], one["watts"]) for one in artifact.manifest["carbon"]]
+
+
+_MANIFEST_ROWS = {"artifacts": _artifact_row, "lineage": _lineage_rows, "carbon": _carbon_rows}
+
+
+# Views
+
+
+def rebuild_views(store: ArtifactStore) -> Path:
+    """Write `warehouse.duckdb` anew for where the home lies now; readers of the old file keep what they have open."""
+    path = store.root / "warehouse.duckdb"
+    temporary = temporary_name(path)
+    with disk_troubles(store.root):
+        store.root.mkdir(parents=True, exist_ok=True)
+        for table, schema in {**TABLES, "current": CURRENT}.items():
+            columns = schema if table == "current" else {**COMMON, **schema}
+            content = parquet_bytes(pl.DataFrame(schema=columns))
+            empty = store.root / "warehouse" / table / "schema.parquet"
+            if not empty.exists() or empty.read_bytes() != content:
+                write_whole(empty, content)
+        temporary.unlink(missing_ok=True)
+        try:
+            connection = duckdb.connect()
+            try:
+                # A storage version that every duckdb from 1.0 on opens.
+                connection.execute(f"ATTACH {_text(str(temporary))} AS views (STORAGE_VERSION 'v1.0.0')")
+                connection.execute("USE views")
+                for statement in _view_statements(store.root):
+                    connection.execute(statement)
+                connection.execute("USE memory")
+                connection.execute("DETACH views")
+            finally:
+                connection.close()
+            os.replace(temporary, path)
+            _viewed.add(store.root)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def _view_statements(root: Path) -> list[str]:
+    """CREATE VIEW statements: `current`, each table, and each table's current rows."""
+    statements = [_view("current", CURRENT, root)]
+    for table, schema in TABLES.items():
+        statements.append(_view(table, {**COMMON, **schema}, root))
+        statements.append(
+            f"CREATE VIEW {_name(table + '_current')} AS SELECT * FROM {_name(table)} AS facts WHERE EXISTS ("
+            'SELECT 1 FROM "current" AS latest WHERE latest.profile = facts.profile AND latest.asset = facts.asset '
+            "AND latest.key = facts.key AND latest.round IS NOT DISTINCT FROM facts.round)"
+        )
+    return statements
+
+
+def _view(table: str, schema: dict[str, pl.DataType], root: Path) -> str:
+    """One view over a folder of Parquet files, with stable columns and types; artifacts' paths become absolute."""
+    columns = []
+    for column, kind in schema.items():
+        value = f"CAST({_name(column)} AS {SQL_TYPES[type(kind).__name__]})"
+        if (table, column) == ("artifacts", "path"):
+            value = f"{_text(str(root) + '/')} || {value}"
+        columns.append(f"{value} AS {_name(column)}")
+    pattern = _glob(str(root / "warehouse" / table)) + "/*.parquet"
+    source = f"read_parquet({_text(pattern)}, union_by_name = true, hive_partitioning = false)"
+    return f"CREATE VIEW {_name(table)} AS SELECT {', '.join(columns)} FROM {source}"
+
+
+def _name(identifier: str) -> str:
+    """A quoted SQL identifier."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    """A quoted SQL text."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _glob(path: str) -> str:
+    """A path in which the pattern characters stand for themselves."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)
+
+
+def query(store: ArtifactStore, sql: str, parameters: Sequence[Any] = ()) -> pl.DataFrame:
+    """The rows that a SQL query over the views gives, as a frame: integers of any width as Int64, decimals as Float64.
+
+    Raises TampuError with duckdb's message when the query cannot be answered.
+    """
+    path = rebuild_views(store)
+    connection = duckdb.connect(str(path), read_only=True)
+    try:
+        relation = connection.sql(sql, params=list(parameters) or None)
+        if relation is None:
+            return pl.DataFrame()
+        names, kinds, rows = relation.columns, [str(kind) for kind in relation.types], relation.fetchall()
+    except duckdb.Error as error:
+        raise TampuError(f"the warehouse cannot answer this query: {error}") from None
+    finally:
+        connection.close()
+    columns = [[row[index] for row in rows] for index in range(len(names))]
+    return pl.DataFrame([_series(*column) for column in zip(_distinct(names), kinds, columns, strict=True)])
+
+
+def _series(name: str, kind: str, values: list[Any]) -> pl.Series:
+    """A column of a query's result; kinds that a table cannot hold (intervals, lists) are left to Polars."""
+    if "INT" in kind and "[" not in kind and "(" not in kind and "INTERVAL" not in kind:
+        return pl.Series(name, values, dtype=pl.Int64)
+    if kind in ("DOUBLE", "FLOAT") or kind.startswith("DECIMAL"):
+        return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
+    if kind in ("UUID", "VARCHAR") or kind.startswith("ENUM"):
+        return pl.Series(name, [None if value is None else str(value) for value in values], dtype=pl.String)
+    exact: dict[str, pl.DataType] = {"BOOLEAN": pl.Boolean(), "DATE": pl.Date(), "TIMESTAMP": pl.Datetime("us")}
+    return pl.Series(name, values, dtype=exact.get(kind), strict=False)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Column names with a number after each repeated one: SQL may repeat them, a frame may not."""
+    result: list[str] = []
+    for name in names:
+        tries = [name, *(f"{name}_{number}" for number in range(1, len(names) + 1))]
+        result.append(next(one for one in tries if one not in result))
+    return result
