@@ -26,7 +26,8 @@ class RewardConfig(dg.Config):
     most_of_the_rest: float = Field(1.0, ge=0, description="comparisons of the other axis at most, as a share of this axis' own")
     auxiliary_weight: float = Field(0.0, ge=0, description="weight of the auxiliary safety loss; its form is our choice")
     benign_share: float = Field(0.0, ge=0, description="harmless answers in the auxiliary loss, as a share of the safety comparisons")
-    seed: int = Field(0, ge=0, description="head weights, order and choice of pairs")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
+    seed: int = Field(0, ge=0, description="order and choice of pairs")
     log_every: int = Field(10, ge=1, description="steps between lines of the training log")
 
 
@@ -50,9 +51,9 @@ def mixture(comparisons: pl.DataFrame, *, safety: bool, most_of_the_rest: float,
 def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
     from model.dialogue import encode_dialogue
     from model.reward import RewardModel, score
-    from model.reward_training import Pair, Pointwise, RewardTraining, pair_loader
+    from model.reward_training import Comparison, ComparisonLoader, Labelled, RewardTraining, reward_optimization
     from model.tokenizer import SentencePieceTokenizer
-    from model.training import Optimization, fit
+    from model.training import fit
     from model.weights import load_llama, save_reward
 
     tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
@@ -64,10 +65,10 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
         messages = [*json.loads(prompt), {"role": "assistant", "content": answer}]
         return encode_dialogue(tokenizer, messages).tokens
 
-    def pairs_of(frame: pl.DataFrame) -> list[Pair]:
+    def pairs_of(frame: pl.DataFrame) -> list[Comparison]:
         rows = frame.select("prompt", "chosen", "rejected", "rating", "chosen_safe", "rejected_safe").iter_rows()
         made = (
-            Pair(tokens(prompt, chosen), tokens(prompt, rejected), rating, chosen_unsafe=_unsafe(first), rejected_unsafe=_unsafe(second))
+            Comparison(tokens(prompt, chosen), tokens(prompt, rejected), rating, chosen_unsafe=_unsafe(first), rejected_unsafe=_unsafe(second))
             for prompt, chosen, rejected, rating, first, second in rows
         )
         return [pair for pair in made if max(len(pair.chosen), len(pair.rejected)) <= longest]
@@ -80,19 +81,16 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
     benign = comparisons.filter((pl.col("part") == "train") & ~pl.col("is_safety") & pl.col("chosen_safe"))
     wanted = min(benign.height, round(config.benign_share * int(train["is_safety"].sum())))
     points = [
-        Pointwise(tokens(prompt, answer), unsafe=False)
+        Labelled(tokens(prompt, answer), unsafe=False)
         for prompt, answer in benign.sample(n=wanted, seed=config.seed, shuffle=True).select("prompt", "rejected").iter_rows()
     ]
     reward = RewardModel.from_llama(chat_model)
-    batches = [
-        batch
-        for epoch in range(config.epochs)
-        for batch in pair_loader(pairs, points, batch=config.batch, seed=config.seed * 1000 + epoch)
-    ]
-    steps = len(batches)
-    optimization = Optimization(learning_rate=config.learning_rate, steps=steps, warmup_steps=max(5, round(0.03 * steps)))
-    training = RewardTraining(reward, optimization, margin=config.margin, auxiliary_weight=config.auxiliary_weight)
-    result = fit(training, batches, steps=steps, seed=config.seed, log_every=config.log_every, progress=run.label)
+    loader = ComparisonLoader(pairs, config.batch, seed=config.seed, margin=config.margin, labelled=points)
+    steps = loader.steps(config.epochs)
+    training = RewardTraining(reward, reward_optimization(config.learning_rate, steps), safety_weight=config.auxiliary_weight)
+    result = fit(
+        training, loader, steps=steps, seed=config.seed, precision=config.precision, log_every=config.log_every, progress=run.label
+    )
     save_reward(reward, run.directory)
 
     held_out = comparisons.filter((pl.col("part") == "held_out") & (pl.col("is_safety") == safety))

@@ -107,19 +107,18 @@ def _config_message(error: dg.DagsterInvalidConfigError) -> str:
 
 
 def _first_failure(result: dg.ExecuteInProcessResult) -> str:
-    """What went wrong first, down to its cause: an error of the body, or the blocking checks that failed."""
+    """What went wrong first, down to its cause: an error of a body or of the run itself, or the blocking checks that failed."""
     for event in result.all_events:
-        if event.is_step_failure:
-            failure = event.step_failure_data
-            error = failure.error
-            while error is not None and error.cause is not None:
-                error = error.cause
-            text = error.message.strip() if error is not None else "unknown error"
-            name = error.cls_name if error is not None else ""
-            first = text.removeprefix(f"resources.errors.{name}: ").removeprefix(f"{name}: ")
-            if name in ("KeyboardInterrupt", "DagsterExecutionInterruptedError"):
-                raise KeyboardInterrupt
-            asset = (event.step_key or "").replace("__", "/")
-            return first if name == "TampuError" else f"{asset}: {name}: {first.splitlines()[0] if first else ''}"
+        error = event.step_failure_data.error if event.is_step_failure else getattr(event.event_specific_data, "error", None)
+        if error is None:
+            continue
+        while error.cause is not None:
+            error = error.cause
+        name = error.cls_name or "error"
+        if name in ("KeyboardInterrupt", "DagsterExecutionInterruptedError"):
+            raise KeyboardInterrupt
+        text = error.message.strip().removeprefix("resources.errors.").removeprefix(f"{name}: ")
+        asset = (event.step_key or "the run").replace("__", "/")
+        return text if name == "TampuError" else f"{asset}: {name}: {text.splitlines()[0] if text else ''}"
     failed = [one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking]
     return "; ".join(f"{one.asset_key.to_user_string()}: check {one.check_name} failed: {one.description}" for one in failed) or "the run failed"

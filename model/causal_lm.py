@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from model.llama import Llama
@@ -33,7 +34,7 @@ class CausalLM(LightningModule):
         loss, learned = next_token_loss(self.model, batch["tokens"], batch["learn"], batch["segments"])
         return {"loss": loss, "tokens": batch["tokens"].numel(), "metrics": {"learned_tokens": learned}}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure(self.model)
 
 

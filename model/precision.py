@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -13,10 +14,20 @@ Precision = Literal["fp32", "bf16"]
 TRAINER_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
-def autocast(model: nn.Module, precision: Precision) -> AbstractContextManager:
-    """The context in which a forward pass of `model` runs with this precision; another name raises ValueError."""
+@contextmanager
+def autocast(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Run forward passes of `model` with this precision; another name raises ValueError.
+
+    PyTorch keeps the bf16 copies of the weights until the outermost autocast context ends. They are dropped on leaving this one, lest
+    copies made without a graph, or before an update, be used by a training step around it.
+    """
     if precision not in TRAINER_PRECISION:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(TRAINER_PRECISION)}")
     if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
+        yield
+        return
+    with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()

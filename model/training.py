@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ class Optimization:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.steps < 1 or not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} and steps {self.steps}: 0 <= warmup_steps <= steps and steps >= 1 are needed")
+            raise ValueError(f"warmup_steps is {self.warmup_steps} and steps {self.steps}; 0 <= warmup_steps <= steps, and steps >= 1")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule is {self.schedule!r}; it must be 'cosine' or 'constant'")
 
@@ -58,17 +59,20 @@ class Optimization:
         progress = min(1.0, (update - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         return self.learning_rate * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
-    def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the trainable parameters. Decay acts on matrices and not on norm gains (our choice: the paper does not tell)."""
+    def optimizer(self, module: nn.Module, *, name: str = "") -> torch.optim.AdamW:
+        """AdamW over the trainable parameters; `name` prefixes its metrics where a run has several.
+
+        Decay acts on matrices and not on norm gains (our choice: the paper does not tell).
+        """
         parameters = [p for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        groups = [group for group in groups if group["params"]]
+        groups = [{**group, "name": name} for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
 
-    def configure(self, module: nn.Module) -> dict[str, Any]:
+    def configure(self, module: nn.Module) -> OptimizerLRSchedulerConfig:
         """What a Lightning module returns from `configure_optimizers`."""
         optimizer = self.optimizer(module)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: self.rate(k + 1) / self.learning_rate)
@@ -97,15 +101,17 @@ def fit(
     progress: str | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
     validate_every: int | None = None,
+    validate_first: bool = False,
     checkpoints_at: Sequence[int] = (),
     on_checkpoint: Callable[[int], None] | None = None,
 ) -> FitResult:
     """Train `module` in place on the first `steps` batches of the loader, on the GPU if there is one.
 
-    The module's `training_step` returns `loss` (none if it optimizes by hand), `tokens` (int) and `metrics` (name to number); it may set
-    `trainer.should_stop`. Rows hold the means of loss, gradient norm and metrics over the last `log_every` steps, and what `validate()`
-    returns, called every `validate_every` steps and at the end. `on_checkpoint(step)` is called after the steps in `checkpoints_at`.
-    `progress` names the run in a progress bar, or in plain lines where stderr is no terminal. Nothing is written to disk.
+    The module has an `optimization`, and its `training_step` returns `loss` (none if it optimizes by hand), `tokens` (int) and
+    `metrics` (name to number); it may set `trainer.should_stop`. Rows hold the means of loss, gradient norm and metrics over the last
+    `log_every` steps, and what `validate()` returns, called every `validate_every` steps, at the end, and (`validate_first`) before the
+    first. `on_checkpoint(step)` is called after the steps in `checkpoints_at`. `progress` names the run in a progress bar, or in plain
+    lines where stderr is no terminal. Nothing is written to disk.
 
     Raises ValueError for a loss or gradient that is not finite, before the update, and for a loader with too few batches.
     """
@@ -113,7 +119,9 @@ def fit(
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(TRAINER_PRECISION)}")
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")
-    run = _Run(steps, log_every, progress, validate, validate_every, checkpoints_at, on_checkpoint)
+    if precision != "fp32" and not module.automatic_optimization:
+        raise ValueError(f"{type(module).__name__} optimizes by hand and sets its own precision; call fit with precision='fp32'")
+    run = _Run(steps, log_every, progress, validate, validate_every, validate_first, checkpoints_at, on_checkpoint)
     with _quiet(), _threads(threads), torch.random.fork_rng():
         torch.manual_seed(seed)
         trainer = Trainer(
@@ -157,16 +165,22 @@ class _Run(Callback):
         progress: str | None,
         validate: Callable[[], dict[str, float]] | None,
         validate_every: int | None,
+        validate_first: bool,
         checkpoints_at: Sequence[int],
         on_checkpoint: Callable[[int], None] | None,
     ) -> None:
         self.steps, self.log_every = steps, log_every
-        self.validate, self.validate_every = validate, validate_every
+        self.validate, self.validate_every, self.validate_first = validate, validate_every, validate_first
         self.checkpoints_at, self.on_checkpoint = frozenset(checkpoints_at), on_checkpoint
         self.result = FitResult()
         self.window: dict[str, list[float]] = {}
         self.exception: BaseException | None = None
         self.progress = _Progress(progress, steps) if progress else None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.validate is not None and self.validate_first:
+            with torch.no_grad():
+                self._rows(self.validate())
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -174,11 +188,12 @@ class _Run(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, module.optimization.clip))
+        norm = float(nn.utils.clip_grad_norm_(parameters, cast(Optimization, module.optimization).clip))
         if not math.isfinite(norm):
             raise ValueError(f"the gradient norm at step {self.result.steps + 1} is {norm}; lower the learning rate or look at the batch")
-        self._note("gradient_norm", norm)
-        self._note("learning_rate", optimizer.param_groups[0]["lr"])
+        name = optimizer.param_groups[0]["name"]
+        self._note(f"{name}_gradient_norm".lstrip("_"), norm)
+        self._note(f"{name}_learning_rate".lstrip("_"), optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         result = self.result
@@ -188,13 +203,13 @@ class _Run(Callback):
             self._note("train_loss", float(outputs["loss"]))
         for name, value in outputs["metrics"].items():
             self._note(name, float(value))
-        last = result.steps == self.steps or trainer.should_stop
-        if last or result.steps % self.log_every == 0:
-            self._rows({name: sum(values) / len(values) for name, values in self.window.items()})
-            self.window = {}
-        if self.validate is not None and (last or (self.validate_every and result.steps % self.validate_every == 0)):
+        due = self.validate_every and result.steps % self.validate_every == 0
+        if self.validate is not None and (due or result.steps == self.steps or trainer.should_stop):
             with torch.no_grad():
                 self._rows(self.validate())
+        if result.steps % self.log_every == 0 or result.steps == self.steps or trainer.should_stop:
+            self._rows({name: sum(values) / len(values) for name, values in self.window.items()})
+            self.window = {}
         if self.on_checkpoint is not None and result.steps in self.checkpoints_at:
             self.on_checkpoint(result.steps)
         if self.progress:

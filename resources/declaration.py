@@ -1,7 +1,7 @@
 """What an asset's decorator says, and which sayings contradict themselves."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ class Declaration:
     config: type[dg.Config] | None
     body: Body
     code: str
+    registry: Mapping[str, "Declaration"] = field(repr=False, compare=False)
 
 
 # Every asset declared in this process, by name: how an asset knows whether a parent has rounds.

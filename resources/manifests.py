@@ -76,7 +76,7 @@ class Artifact:
 
     def frame(self, name: str) -> pl.DataFrame:
         """A Parquet file's rows."""
-        return pl.read_parquet(self.file(name))
+        return pl.read_parquet(self.file(name), glob=False)
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from resources import environment, identity
-from resources.declaration import DECLARED, Declaration
+from resources.declaration import Declaration
 from resources.disk import disk_troubles, sha256_file
 from resources.errors import TampuError
 from resources.manifests import Artifact
@@ -131,9 +131,9 @@ def _inputs(
     """Every artifact that the asset reads."""
     inputs = []
     for parent in declared.parents:
-        if parent not in DECLARED:
+        if parent not in declared.registry:
             raise TampuError(f"{declared.asset} has the parent {parent!r}, which is not declared: import its module")
-        kind = DECLARED[parent].partitions
+        kind = declared.registry[parent].partitions
         if kind is None:
             inputs.append(Input("parent", parent, store.current(parent, None, profile)))
         elif kind == "batch" and current is not None:
@@ -214,7 +214,7 @@ def _not_in_this_round(run: Run, from_round: int) -> None:
     """The artifact of an asset that starts at a later round: a reason, and every check passed."""
     reason = f"{run.asset} starts at round v{from_round}"
     run.write_json("applied.json", {"applied": False, "reason": reason})
-    run.note("applied", f"Not in this round: {reason}.")
+    run.note("not in this round", f"{reason}.")
     for name in run.checks:
         run.check(name, passed=True, description="not in this round")
 
@@ -232,10 +232,7 @@ def _manifest(plan: _Plan, run: Run, used: Mapping[str, Any]) -> dict[str, Any]:
         "applied": plan.applied,
         "inputs": [{"relation": one.relation, "name": one.name, **one.artifact.reference()} for one in plan.inputs],
         "cited": run.cited,
-        "raw_files": [
-            {"name": name, "sha256": digest, "bytes": plan.files[name].stat().st_size, "path": str(plan.files[name])}
-            for name, digest in plan.hashes.items()
-        ],
+        "raw_files": [_raw_entry(name, digest, plan.files[name], plan.store) for name, digest in plan.hashes.items()],
         "config": plan.config,
         "not_identity": list(getattr(plan.declared.config, "NOT_IDENTITY", ())),
         "seed": plan.config.get("seed"),
@@ -252,6 +249,13 @@ def _manifest(plan: _Plan, run: Run, used: Mapping[str, Any]) -> dict[str, Any]:
         "tables": sorted(run.tables),
         "checks": list(run.reported.values()),
     }
+
+
+def _raw_entry(name: str, digest: str, path: Path, store: ArtifactStore) -> dict[str, Any]:
+    """A raw file as the manifest has it; the path of one below the home is relative, so that a moved home stays right."""
+    absolute = path.absolute()
+    place = absolute.relative_to(store.root) if absolute.is_relative_to(store.root) else absolute
+    return {"name": name, "sha256": digest, "bytes": path.stat().st_size, "path": str(place)}
 
 
 def _result(made: Artifact, profile: str, *, reused: bool, warnings: Sequence[str]) -> dg.MaterializeResult:
@@ -271,8 +275,10 @@ def _result(made: Artifact, profile: str, *, reused: bool, warnings: Sequence[st
     if warnings:
         metadata["warning"] = dg.MetadataValue.md("\n\n".join(warnings))
     metadata |= made.metrics
-    for name, text in {**manifest["notes"], **manifest["previews"]}.items():
-        metadata[name] = dg.MetadataValue.md(text)
+    # A number, a note and a table may have one name; Dagster's metadata has one value a name.
+    for kind, texts in (("note", manifest["notes"]), ("table", manifest["previews"])):
+        for name, text in texts.items():
+            metadata[name if name not in metadata else f"{name} ({kind})"] = dg.MetadataValue.md(text)
     for name in manifest["plots"]:
         picture = base64.b64encode(made.file(f"plots/{name}.png").read_bytes()).decode()
         metadata[f"plot {name}"] = dg.MetadataValue.md(f"![{name}](data:image/png;base64,{picture})")

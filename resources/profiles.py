@@ -19,8 +19,8 @@ class Profile:
 
     name: str
     # one split for everything: shares of topics, conversations and prompts
-    validation_share: float = 0.08
-    test_share: float = 0.2
+    validation_share: float = 0.12
+    test_share: float = 0.22
     conversation_validation_share: float = 0.03
     conversation_test_share: float = 0.05
     # corpus and tokenizer
@@ -41,17 +41,17 @@ class Profile:
     pretraining_learning_rate: float = 6e-3
     # prompts
     task_prompts: int = 3600
-    unsafe_prompts: int = 900
-    borderline_prompts: int = 700
+    unsafe_prompts: int = 1500
+    borderline_prompts: int = 1150
     chat_prompts: int = 900
     validation_task_prompts: int = 180
     validation_unsafe_prompts: int = 72
     validation_borderline_prompts: int = 48
     validation_chat_prompts: int = 60
     test_task_prompts: int = 450
-    test_unsafe_prompts: int = 320
-    test_borderline_prompts: int = 320
-    test_unseen_action_prompts: int = 120
+    test_unsafe_prompts: int = 400
+    test_borderline_prompts: int = 400
+    test_unseen_action_prompts: int = 150
     test_chat_prompts: int = 200
     # supervised fine-tuning
     sft_tasks: int = 450
@@ -78,6 +78,7 @@ class Profile:
     ppo_samples: int = 512
     ppo_minibatch: int = 64
     ppo_learning_rate: float = 2e-4
+    ppo_critic_learning_rate: float = 1e-3
     answer_tokens: int = 40
     # evaluation
     ghost_attention_test_dialogues: int = 60

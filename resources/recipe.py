@@ -47,6 +47,7 @@ def artifact(
     automation_condition: dg.AutomationCondition | None = None,
     retry_policy: dg.RetryPolicy | None = None,
     root: Path = environment.REPOSITORY,
+    registry: dict[str, Declaration] = DECLARED,
 ) -> Callable[[Body], dg.AssetsDefinition]:
     """A decorator that makes a Dagster asset of `body(run)` or `body(run, config)`.
 
@@ -55,7 +56,8 @@ def artifact(
     `previous` and `history` are read from the round's record and are no edges in Dagster. With `starts_at_round` the
     config has an int field `from_round`, and an earlier round gets an artifact that only says so. `files(request)`
     names raw files outside the store, {stable name: path}, whose SHA-256 enters the key. `resources` are keys of
-    further Dagster resources for `run.resources`. `root` is the repository whose code counts.
+    further Dagster resources for `run.resources`. `root` is the repository whose code counts, and `registry` where the
+    declaration is kept and its parents' are looked up.
     Raises TampuError when the declaration contradicts itself.
     """
 
@@ -77,9 +79,10 @@ def artifact(
             config=_config_class(key, body),
             body=body,
             code=identity.code_version(Path(source).resolve(), root),
+            registry=registry,
         )
         validate(declared)
-        DECLARED[key] = declared
+        registry[key] = declared
         asset_key = dg.AssetKey(key.split("/"))
         return dg.asset(
             key=asset_key,

@@ -17,6 +17,20 @@ from resources.manifests import MANIFEST, Artifact
 from resources.rounds import Round
 from resources.tables import rows_of
 
+RESERVED = frozenset(
+    (
+        "applied",
+        "code_version",
+        "data_version",
+        "key",
+        "manifest",
+        "path",
+        "profile",
+        "reused",
+        "seconds",
+        "warning",
+    )
+)
 PLOT_BYTES = 200_000
 PREVIEW_ROWS = 20
 PREVIEW_LETTERS = 300
@@ -190,10 +204,15 @@ class Run:
     # Reports
 
     def metric(self, name: str, value: float) -> None:
-        """A number for the manifest, and for Dagster's plots over time. Raises TampuError when it is not finite."""
+        """A number for the manifest, and for Dagster's plots over time.
+
+        Raises TampuError when it is not finite, or named like a fact that every artifact has (`seconds`, `key`, …).
+        """
         number = value.item() if hasattr(value, "item") else value
         if not isinstance(number, int | float) or not math.isfinite(number):
             raise TampuError(f"metric {name!r} of {self.asset} is {value!r}: it must be a finite number")
+        if name in RESERVED:
+            raise TampuError(f"metric {name!r} of {self.asset} has a name that every artifact uses: call it something else")
         self.metrics[name] = number
 
     def note(self, name: str, markdown: str) -> None:

@@ -112,7 +112,7 @@ def _pointers(store: ArtifactStore, manifests: dict[tuple[str, str], dict[str, A
         yield from _reference(manifests, thing, {"asset": asset, **pointer}, again)
         manifest = manifests.get((asset, pointer["key"]))
         for file in manifest["raw_files"] if manifest else ():
-            path = Path(file["path"])
+            path = store.root / file["path"]
             if path.is_file() and sha256_file(path) != file["sha256"]:
                 problem = f"it has other bytes than {asset} {pointer['key']} read"
                 yield Finding(str(path), problem, f"put the old file back, or {again}")
@@ -136,7 +136,7 @@ def _rounds(store: ArtifactStore, manifests: dict[tuple[str, str], dict[str, Any
 
 def _warehouse(store: ArtifactStore, manifests: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Finding]:
     """Every file of the warehouse against the artifact that it comes from, and what is current against its rows."""
-    again = "delete it and materialize the asset again, which writes it anew"
+    again = "materialize the asset again, which writes it anew"
     for path in sorted((store.root / "warehouse").glob("*/*.parquet")):
         table, parts = path.parent.name, path.stem.split("@")
         if path.name == "schema.parquet":
@@ -184,7 +184,7 @@ def _as_artifact(store: ArtifactStore, manifest: dict[str, Any], partition: str 
 def _same_rows(path: Path, expected: Any, way_out: str) -> Iterator[Finding]:
     """Whether a Parquet file holds the rows that it should."""
     try:
-        rows = pl.read_parquet(path)
+        rows = pl.read_parquet(path, glob=False)
     except FileNotFoundError:
         yield Finding(str(path), "it is missing from the warehouse", way_out)
         return

@@ -40,13 +40,17 @@ SQL_TYPES = {"String": "VARCHAR", "Int64": "BIGINT", "Float64": "DOUBLE", "Boole
 
 
 def publish(store: ArtifactStore, artifact: Artifact, profile: str) -> list[str]:
-    """Write the artifact's rows where they are missing, and what is current; returns the tables that were written."""
+    """Write the artifact's rows where they are missing or other than they should be, and what is current.
+
+    Returns the tables that were written.
+    """
     written = []
     with disk_troubles(store.root):
         for table in published_tables(artifact, profile):
             path = published_file(store, table, artifact, profile)
-            if not path.exists():
-                write_whole(path, parquet_bytes(published_rows(artifact, table, profile)))
+            content = parquet_bytes(published_rows(artifact, table, profile))
+            if not path.exists() or path.read_bytes() != content:
+                write_whole(path, content)
                 written.append(table)
         row = current_row(store, profile, artifact)
         write_whole(current_file(store, profile, artifact.asset, artifact.partition), parquet_bytes(row))
@@ -138,14 +142,15 @@ def _artifact_row(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def _lineage_rows(artifact: Artifact) -> list[dict[str, Any]]:
-    """A row for each artifact and each raw file that was read."""
+    """A row for each artifact that was read or cited, and for each raw file."""
     child = {
         "child": artifact.asset,
         "child_partition": artifact.partition,
         "child_version": artifact.data_version,
     }
     rows = []
-    for one in artifact.manifest["inputs"]:
+    cited = [{"relation": "cited", **one} for one in artifact.manifest["cited"]]
+    for one in [*artifact.manifest["inputs"], *cited]:
         parent = {
             "relation": one["relation"],
             "parent": one["asset"],

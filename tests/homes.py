@@ -1,5 +1,6 @@
 """A throw-away home with throw-away assets, for tests of the provenance layer."""
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -10,10 +11,18 @@ from types import ModuleType
 from typing import Any
 
 import dagster as dg
+import pytest
 
+from resources import recipe
+from resources.declaration import Declaration
 from resources.store import Artifact, ArtifactStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+# Throw-away assets bear real names; they are kept apart from the real ones, which other tests of the process use.
+DECLARED: dict[str, Declaration] = {}
+artifact = functools.partial(recipe.artifact, registry=DECLARED)
 
 
 class Home:
@@ -22,6 +31,7 @@ class Home:
     def __init__(self, path: Path) -> None:
         self.store = ArtifactStore(home=str(path))
         self.instance = dg.DagsterInstance.ephemeral()
+        self.profile = "tiny"
 
     def make(
         self,
@@ -38,20 +48,22 @@ class Home:
             kinds = {asset.partitions_def.name for asset in chosen if asset.partitions_def}  # type: ignore[attr-defined]
             for kind in kinds:
                 self.instance.add_dynamic_partitions(kind, [partition])
-        return dg.materialize(
-            list(assets),
-            selection=list(only) if only is not None else None,
-            partition_key=partition,
-            instance=self.instance,
-            resources={"store": self.store},
-            run_config={"ops": {name.replace("/", "__"): {"config": value} for name, value in (config or {}).items()}},
-            tags={"tampu/force": "true"} if force else None,
-            raise_on_error=check,
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TAMPU_PROFILE", self.profile)
+            return dg.materialize(
+                list(assets),
+                selection=list(only) if only is not None else None,
+                partition_key=partition,
+                instance=self.instance,
+                resources={"store": self.store},
+                run_config={"ops": {name.replace("/", "__"): {"config": one} for name, one in (config or {}).items()}},
+                tags={"tampu/force": "true"} if force else None,
+                raise_on_error=check,
+            )
 
     def current(self, asset: str, partition: str | None = None) -> Artifact:
-        """What is current in the default profile."""
-        return self.store.current(asset, partition, "tiny")
+        """What is current in this home's profile."""
+        return self.store.current(asset, partition, self.profile)
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:

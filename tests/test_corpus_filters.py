@@ -42,6 +42,7 @@ frames = st.lists(st.tuples(chat, st.sampled_from(["train", "validation", "test"
 )
 
 
+@settings(deadline=None)
 @given(st.lists(any_text, min_size=1, max_size=8))
 def test_normalising_twice_is_normalising_once(texts: list[str]) -> None:
     once = normalise(documents(texts))
@@ -182,6 +183,7 @@ def test_no_documents_give_empty_tables_of_the_same_shape() -> None:
     assert found.frame.height == found.rejects.height == found.counts.height == 0
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 4), st.integers(0, 5))
 def test_mixing_repeats_training_documents_by_weight_and_held_out_ones_never(weight: float, seed: int) -> None:
     frame = pl.concat(

@@ -1,5 +1,6 @@
 """Keys, data versions, and which source code counts."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,12 @@ def key(**changes: object) -> str:
     return identity.key_of(**{**FACTS, **changes})  # type: ignore[arg-type]
 
 
-def test_a_key_is_the_same_on_every_machine_and_in_every_version_of_the_code() -> None:
-    assert key() == "40ee39fea7b41ec8d7a3"
+def test_a_key_is_twenty_digits_of_the_hash_of_the_facts_as_canonical_json() -> None:
+    text = (
+        '{"applied":true,"asset":"reward/helpfulness","code":"c0de","config":{"learning_rate":0.001,"seed":1},'
+        '"files":{"batch.jsonl":"cc"},"format":1,"inputs":[["preferences/dataset","v1","aa"],["sft/model",null,"bb"]]}'
+    )
+    assert key() == hashlib.sha256(text.encode()).hexdigest()[:20] == "b5e3a317a78df06e7e1a"
 
 
 def test_a_key_does_not_depend_on_the_order_of_inputs_or_of_config_fields() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resources.errors import TampuError
@@ -274,6 +274,7 @@ def test_a_declaration_without_a_licence_is_refused() -> None:
         Source.from_dict({"name": "mine", "reader": "jsonl", "path": "x"})
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text(alphabet="ab .", min_size=1, max_size=400).filter(str.strip), min_size=1, max_size=30),
     st.integers(200, 2000),

@@ -3,6 +3,7 @@
 import json
 
 import dagster as dg
+import numpy as np
 import polars as pl
 from pydantic import Field
 
@@ -45,10 +46,10 @@ def win_rates(run: Run, config: WinRatesConfig) -> None:
     prompts = dict(run.parent("rlhf/prompts").frame("prompts.parquet").select("prompt_id", "messages").iter_rows())
     dialogues = [json.loads(prompts[identity]) for identity in frame["prompt_id"]]
     helpfulness, safety = RewardModels(run).logits(dialogues, frame["text"].to_list())
-    sigmoid = [pl.Series(name, values.astype(float)) for name, values in (("helpfulness_reward", helpfulness), ("safety_reward", safety))]
-    frame = frame.with_columns(*sigmoid).with_columns(
-        [1 / (1 + (-pl.col(name)).exp()) for name in ("helpfulness_reward", "safety_reward")]
-    ).rename({"score": "annotator"})
+    judged = {"helpfulness_reward": helpfulness, "safety_reward": safety}
+    frame = frame.rename({"score": "annotator"}).with_columns(
+        [pl.Series(name, 1 / (1 + np.exp(-logits.astype(np.float64)))) for name, logits in judged.items()]
+    )
     names = frame["model"].unique(maintain_order=True).to_list()
     versions = dict(frame.select("model", "model_version").unique().iter_rows())
     opponents = [name for name in names if name == "sft/model" or "@" in name]

@@ -102,7 +102,7 @@ def samples(run: Run, config: SamplesConfig) -> None:
 def best_of(frame: pl.DataFrame, most: int) -> list[dict[str, float]]:
     """Mean over prompts of the best and of the median reward among the first K samples, K = 1, 2, 4, …, `most` (sigmoid scale)."""
     steps = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
-    probability = 1 / (1 + (-pl.col("reward")).exp())
+    probability = (1 / (1 + (-pl.col("reward")).exp())).alias("probability")
     rows = []
     for k in steps:
         each = frame.filter(pl.col("sample") < k).group_by("prompt_id").agg(best=probability.max(), middle=probability.median())

@@ -8,7 +8,9 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
+from resources.errors import TampuError
 from resources.prompts.prompt import Prompt, user
 from resources.prompts.words import ENDINGS, NAMES, TOPICS, in_split
 from resources.splits import Split
@@ -19,6 +21,14 @@ Arguments = dict[str, str]
 def words_of(text: str) -> list[str]:
     """Lower-case words and numbers of a text, without punctuation."""
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
+
+
+def echoes(answer: str, said: str) -> bool:
+    """Whether an answer of three words or more only says again what was said: four in five of its word pairs are from there."""
+    words, before = words_of(answer), words_of(said)
+    pairs = list(pairwise(words))
+    known = set(pairwise(before))
+    return len(pairs) >= 2 and sum(pair in known for pair in pairs) >= 0.8 * len(pairs)
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,8 @@ BY_NAME = {task.name: task for task in TASKS}
 
 
 def succeeds(task: str, arguments: Arguments, answer: str) -> bool:
-    """Whether an answer does what the instruction asked: every required word, no forbidden one, and the family's own rule."""
+    """Whether an answer does what the instruction asked: every required word, no forbidden one, the family's own rule, and no echo of
+    the instruction itself (which names its words, too)."""
     family = BY_NAME[task]
     words = words_of(answer)
     present = set(words)
@@ -129,6 +140,7 @@ def succeeds(task: str, arguments: Arguments, answer: str) -> bool:
         all(arguments[slot].lower() in present for slot in family.required)
         and not any(arguments[slot].lower() in present for slot in family.forbidden)
         and family.holds(arguments, answer, words)
+        and not any(echoes(answer, _filled(template, arguments)) for template in family.templates)
     )
 
 
@@ -148,7 +160,10 @@ def _filled(template: str, arguments: Arguments) -> str:
 
 
 def instruction_prompts(split: Split, count: int, *, validation: float, test: float, seed: int) -> list[Prompt]:
-    """`count` different prompts of one split, the families in equal shares, deterministic by `seed`."""
+    """`count` different prompts of one split, deterministic by `seed`; the families in turn, so in equal shares while their words last.
+
+    TampuError if the templates and the split's words do not give that many.
+    """
     generators = [_prompts_of(task, split, validation, test, random.Random(f"{seed}/{task.name}/{split}")) for task in TASKS]
     found: dict[str, Prompt] = {}
     misses = 0
@@ -158,7 +173,9 @@ def instruction_prompts(split: Split, count: int, *, validation: float, test: fl
             misses = misses + 1 if prompt.prompt_id in found else 0
             found.setdefault(prompt.prompt_id, prompt)
         if misses > 2_000:
-            raise ValueError(f"{count} different instruction prompts asked for, the templates and words give only {len(found)}")
+            raise TampuError(
+                f"{count} different instruction prompts asked for, the templates and words of {split} give only {len(found)}: ask for fewer"
+            )
     return list(found.values())[:count]
 
 
@@ -172,6 +189,8 @@ def _prompts_of(task: Task, split: Split, validation: float, test: float, chance
         arguments: Arguments = {}
         for slot in task.slots:
             choices = [word for word in lists.get(slot, topics) if word not in arguments.values()]
+            if not choices:
+                raise TampuError(f"{split} has too few words for the instruction family {task.name!r}: raise the share of {split}")
             arguments[slot] = chance.choice(choices)
         yield Prompt(
             messages=user(_filled(chance.choice(task.templates), arguments)),

@@ -41,7 +41,7 @@ def template_prompts(split: Split, sizes: PoolSizes, *, validation: float, test:
 
 
 def chat_prompts(conversations: Sequence[Conversation], count: int, *, most_words: int = 25) -> list[Prompt]:
-    """One prompt a conversation: its opening up to a user turn (one or three turns), answers of `most_words` words at most.
+    """One prompt a conversation, `count` at most: its opening up to a user turn (one or three turns of `most_words` words at most).
 
     Conversations are taken in an order given by a hash of their ids; those whose opening is too long are passed over.
     """

@@ -1,5 +1,6 @@
 """The vocabulary of the template-made prompts: common English words, each belonging to one split."""
 
+from resources.errors import TampuError
 from resources.splits import Split, split_of
 
 TOPICS = tuple(
@@ -43,5 +44,11 @@ ENDINGS = tuple(
 
 
 def in_split(words: tuple[str, ...], split: Split, *, validation: float, test: float) -> list[str]:
-    """The words of one split, in their listed order; each word is in exactly one split whatever list it is in."""
-    return [word for word in words if split_of(f"topic:{word.lower()}", validation=validation, test=test) == split]
+    """The words of one split, in their listed order; each word is in exactly one split whatever list it is in.
+
+    TampuError if a share is so small that a split has none.
+    """
+    found = [word for word in words if split_of(f"topic:{word.lower()}", validation=validation, test=test) == split]
+    if not found:
+        raise TampuError(f"no word of {words[0]}, {words[1]}, … belongs to {split} (validation={validation}, test={test}): raise its share")
+    return found

@@ -1,0 +1,264 @@
+"""PPO on the gated reward of two reward models, with a penalty for leaving the starting policy (arXiv 2307.09288 §3.2.3)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from model.llama import Llama
+from model.losses import (
+    gae,
+    gated_reward,
+    kl_k1,
+    kl_k3,
+    masked_mean,
+    ppo_policy_loss,
+    ppo_value_loss,
+    whiten,
+)
+from model.precision import Precision, autocast
+from model.rollouts import Critic, Prompt, Sequences, sample_answers
+from model.training import Optimization
+
+# (prompts, answers) as token lists -> raw logits of the helpfulness and of the safety reward model, fp32 [n] each.
+Scorer = Callable[[list[list[int]], list[list[int]]], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """One iteration's sizes and coefficients; defaults are the paper's where it gives them.
+
+    `kl_coefficient` is 0.01 for 7B and 13B, 0.005 for 34B and 70B. Not published, our choices: `gamma`, `lam`, `critic_clip`, one epoch,
+    and `missing_eos_penalty`, taken off the whitened score of an answer that the token limit cut.
+    """
+
+    samples_per_iteration: int = 512
+    minibatch: int = 64
+    epochs: int = 1
+    clip: float = 0.2
+    critic_clip: float = 0.2
+    kl_coefficient: float = 0.01
+    gamma: float = 1.0
+    lam: float = 0.95
+    safety_threshold: float = 0.15
+    missing_eos_penalty: float = 1.0
+    max_new_tokens: int = 64
+    decode_batch: int = 256
+
+    def __post_init__(self) -> None:
+        if self.samples_per_iteration % self.minibatch:
+            raise ValueError(
+                f"samples_per_iteration {self.samples_per_iteration} must be a multiple of minibatch {self.minibatch}"
+            )
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Bands outside which a run stops: mean KL (k3, nats an answer), mean answer length (tokens), mean entropy (nats a token). None: no limit."""
+
+    max_kl: float | None = None
+    min_length: float | None = None
+    max_length: float | None = None
+    min_entropy: float | None = None
+    max_entropy: float | None = None
+
+    def broken(self, metrics: dict[str, float]) -> str | None:
+        """Why the run must stop, or None."""
+        for name, low, high in (
+            ("kl_k3", None, self.max_kl),
+            ("answer_length", self.min_length, self.max_length),
+            ("entropy", self.min_entropy, self.max_entropy),
+        ):
+            if low is not None and metrics[name] < low:
+                return f"{name} {metrics[name]:.3g} fell below {low:g}"
+            if high is not None and metrics[name] > high:
+                return f"{name} {metrics[name]:.3g} rose above {high:g}"
+        return None
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One iteration's answers and their fixed targets; the [n, a] tensors are 0 outside the answers."""
+
+    sequences: Sequences
+    logprobs_na: Tensor
+    values_na: Tensor
+    advantages_na: Tensor
+    returns_na: Tensor
+
+
+class PPO(LightningModule):
+    """Trains `policy` and `critic` in place; the policy at the time of the call is the reference of the KL penalty.
+
+    Fit it on a `PromptLoader` of the same prompts, one step an iteration, in the trainer's fp32: the module sets its own `precision`.
+    Pass `ppo.validate` to `fit` (with `validate_first=True`): `validate(policy)` measures held-out prompts and returns at least
+    `selection`, higher being better; after `patience` validations without a new best the run stops. At the end of a run, also one that
+    a guard stopped (`stopped` says why), the policy has the weights of its best validation (`best_step`).
+    """
+
+    def __init__(
+        self,
+        policy: Llama,
+        critic: Critic,
+        prompts: Sequence[Prompt],
+        score: Scorer,
+        optimization: Optimization,
+        *,
+        critic_optimization: Optimization | None = None,
+        config: PPOConfig | None = None,
+        guards: Guards | None = None,
+        validate: Callable[[Llama], dict[str, float]] | None = None,
+        patience: int | None = None,
+        seed: int,
+        eos_id: int,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy, self.critic = policy, critic
+        self.reference = copy.deepcopy(policy).requires_grad_(False)
+        self.prompts, self.score = prompts, score
+        self.optimization, self.critic_optimization = optimization, critic_optimization or optimization
+        self.config, self.guards = config or PPOConfig(), guards or Guards()
+        self.held_out, self.patience = validate, patience
+        self.seed, self.eos_id, self.precision = seed, eos_id, precision
+        self.iteration = 0
+        self.stopped: str | None = None
+        self.best_step = 0
+        self.best: float | None = None
+        self.best_weights: dict[str, Tensor] | None = None
+        self.stale = 0
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [
+            self.optimization.optimizer(self.policy),
+            self.critic_optimization.optimizer(self.critic, name="critic"),
+        ]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """One iteration: sample, score, then one pass of clipped updates. `batch["prompts"]` indexes the prompts, int64 [n]."""
+        prompts = [self.prompts[i] for i in batch["prompts"].tolist()]
+        order_n = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(self.seed + self.iteration))
+        minibatches = order_n.to(self.device).split(self.config.minibatch)
+        experience, metrics = self.collect(prompts, minibatches)
+        for update, schedule in zip(self.optimizers(), (self.optimization, self.critic_optimization), strict=True):
+            for group in update.param_groups:
+                group["lr"] = schedule.rate(self.iteration + 1)
+        updates = [self.update(experience, rows) for _ in range(self.config.epochs) for rows in minibatches]
+        for name in updates[0]:
+            values = [update[name] for update in updates]
+            metrics[name] = max(values) if name == "ratio_max" else sum(values) / len(values)
+        self.iteration += 1
+        self.stopped = self.guards.broken(metrics)
+        if self.stopped:
+            self.trainer.should_stop = True
+        return {"tokens": int(experience.sequences.mask_na.sum()), "metrics": metrics}
+
+    @torch.no_grad()
+    def collect(self, prompts: list[Prompt], minibatches: Sequence[Tensor]) -> tuple[Experience, dict[str, float]]:
+        """Sample an answer a prompt, and compute rewards and advantages.
+
+        Log-probabilities are computed again as the updates compute them, on the same minibatches, so that the first ratios are 1.
+        """
+        config = self.config
+        questions = [prompt.tokens for prompt in prompts]
+        completions = sample_answers(
+            self.policy,
+            questions,
+            max_new_tokens=config.max_new_tokens,
+            seed=self.seed,
+            iteration=self.iteration,
+            eos_id=self.eos_id,
+            batch_size=config.decode_batch,
+            precision=self.precision,
+        )
+        answers = [completion.tokens for completion in completions]
+        sequences = Sequences.of(questions, answers, self.device)
+        shape = sequences.answers_na.shape
+        logprobs_na, reference_na, values_na, entropy_na = (torch.zeros(shape, device=self.device) for _ in range(4))
+        for rows in minibatches:
+            some = sequences.rows(rows)
+            with autocast(self.policy, self.precision):
+                logprobs_na[rows], entropy_na[rows] = some.logprobs(self.policy)
+                reference_na[rows], _ = some.logprobs(self.reference)
+                values_na[rows] = self.critic.values(some)
+        mask_na = sequences.mask_na
+        helpfulness_n, safety_n = (
+            torch.as_tensor(scores, dtype=torch.float32, device=self.device) for scores in self.score(questions, answers)
+        )
+        is_safety_n = torch.tensor([prompt.is_safety for prompt in prompts], device=self.device)
+        finished_n = torch.tensor([completion.finished for completion in completions], device=self.device)
+        combined_n = gated_reward(helpfulness_n, safety_n, is_safety_n, config.safety_threshold)
+        final_n = whiten(combined_n) - config.missing_eos_penalty * ~finished_n
+        k1_na = torch.where(mask_na, kl_k1(logprobs_na, reference_na), 0.0)
+        rewards_na = -config.kl_coefficient * k1_na
+        lengths_n = mask_na.sum(1)
+        rewards_na[torch.arange(len(prompts), device=self.device), lengths_n - 1] += final_n
+        advantages_na, returns_na = gae(rewards_na, values_na, mask_na, config.gamma, config.lam)
+        normalized_na = torch.zeros_like(advantages_na)
+        normalized_na[mask_na] = whiten(advantages_na[mask_na])
+        k3_na = torch.where(mask_na, kl_k3(logprobs_na, reference_na), 0.0)
+        metrics = {
+            "helpfulness_score": torch.sigmoid(helpfulness_n).mean(),
+            "safety_score": torch.sigmoid(safety_n).mean(),
+            "reward": combined_n.mean(),
+            "reward_gated_by_safety": (is_safety_n | (torch.sigmoid(safety_n) < config.safety_threshold)).float().mean(),
+            "kl_k1": k1_na.sum(1).mean(),
+            "kl_k3": k3_na.sum(1).mean(),
+            "entropy": masked_mean(entropy_na, mask_na),
+            "answer_length": lengths_n.float().mean(),
+            "finished_share": finished_n.float().mean(),
+        }
+        experience = Experience(sequences, logprobs_na, values_na, normalized_na, returns_na)
+        return experience, {name: float(value) for name, value in metrics.items()}
+
+    def update(self, experience: Experience, rows: Tensor) -> dict[str, float]:
+        """One update of policy and critic on these rows."""
+        some, config = experience.sequences.rows(rows), self.config
+        mask_na = some.mask_na
+        with autocast(self.policy, self.precision):
+            logprobs_na, _ = some.logprobs(self.policy)
+            values_na = self.critic.values(some)
+        policy_loss, ratio_na = ppo_policy_loss(
+            logprobs_na, experience.logprobs_na[rows], experience.advantages_na[rows], mask_na, config.clip
+        )
+        returns_na = experience.returns_na[rows]
+        value_loss = ppo_value_loss(values_na, experience.values_na[rows], returns_na, mask_na, config.critic_clip)
+        for optimizer, loss in zip(self.optimizers(), (policy_loss, value_loss), strict=True):
+            self.manual_backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        clipped_na = (ratio_na - 1).abs() > config.clip
+        return {
+            "policy_loss": float(policy_loss.detach()),
+            "value_loss": float(value_loss.detach()),
+            "ratio_max": float(ratio_na.detach().max()),
+            "clip_share": float(masked_mean(clipped_na.float(), mask_na)),
+        }
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Measure the policy on held-out prompts, keep its weights if they are the best so far, and stop when patience ends."""
+        if self.held_out is None:
+            raise ValueError("this PPO module was built without a validate function")
+        metrics = self.held_out(self.policy)
+        if self.best is None or metrics["selection"] > self.best:
+            self.best, self.best_step, self.stale = metrics["selection"], self.iteration, 0
+            self.best_weights = {key: value.detach().cpu().clone() for key, value in self.policy.state_dict().items()}
+        else:
+            self.stale += 1
+            if self.patience is not None and self.stale >= self.patience and not self.trainer.should_stop:
+                self.stopped = f"no better selection value in {self.stale} validations"
+                self.trainer.should_stop = True
+        return metrics
+
+    def on_train_end(self) -> None:
+        if self.best_weights is not None:
+            self.policy.load_state_dict(self.best_weights)

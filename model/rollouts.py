@@ -1,0 +1,125 @@
+"""Answers sampled from a policy, with what PPO needs to learn from them.
+
+Shape suffixes: n answers, t tokens of prompt and answer, a answer positions. Answer position i of a row is the prediction of its i-th
+answer token; `mask_na` is true for the tokens that a row has, the EOS included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.generation import Completion, SamplingParameters, generate
+from model.llama import Llama, LlamaConfig, Trunk
+from model.reward import RewardModel, pad
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's tokens (`encode_prompt`), and whether it is tagged as likely to elicit unsafe answers."""
+
+    tokens: list[int]
+    is_safety: bool
+
+
+class PromptLoader:
+    """An endless stream of batches of prompt indices, epoch after epoch in orders drawn from the seed."""
+
+    def __init__(self, prompts: Sequence[Prompt], samples_per_iteration: int, *, seed: int) -> None:
+        if not prompts:
+            raise ValueError("there are no prompts to sample answers for")
+        self.count, self.samples_per_iteration, self.seed = len(prompts), samples_per_iteration, seed
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        random = np.random.default_rng(self.seed)
+        order = np.empty(0, dtype=np.int64)
+        while True:
+            while len(order) < self.samples_per_iteration:
+                order = np.concatenate((order, random.permutation(self.count)))
+            yield {"prompts": torch.from_numpy(order[: self.samples_per_iteration])}
+            order = order[self.samples_per_iteration :]
+
+
+class Critic(nn.Module):
+    """The value function: a trunk of its own and a linear head at every answer position."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.trunk = Trunk(config)
+        self.head = nn.Linear(config.dim, 1, bias=False)
+
+    @classmethod
+    def from_reward(cls, reward: RewardModel) -> Critic:
+        """A critic with the trunk of a reward model and a zero head.
+
+        The paper does not describe the critic. Our choice follows InstructGPT: a network apart from the policy, so that value errors
+        do not move the policy's features, whose own start already separates good answers from bad ones. The head starts at zero, since
+        the whitened reward has mean 0 and a scale of its own.
+        """
+        critic = cls(reward.config).to(next(reward.parameters()).device)
+        critic.trunk.load_state_dict(reward.trunk.state_dict())
+        nn.init.zeros_(critic.head.weight)
+        return critic
+
+    def values(self, sequences: Sequences) -> Tensor:
+        """Values fp32 [n, a] of the states in which the answer's tokens were chosen."""
+        return self.head(sequences.at_answers(self.trunk(sequences.tokens_nt))).float().squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with answers, right-padded: tokens int64 [n, t], answers int64 [n, a], their mask bool [n, a], prompt lengths int64 [n]."""
+
+    tokens_nt: Tensor
+    answers_na: Tensor
+    mask_na: Tensor
+    prompt_lengths_n: Tensor
+
+    @classmethod
+    def of(cls, prompts: Sequence[list[int]], answers: Sequence[list[int]], device: torch.device) -> Sequences:
+        """Raises ValueError for an empty prompt or answer."""
+        tokens_nt, lengths_n = pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], device)
+        answers_na, answer_lengths_n = pad(list(answers), device)
+        mask_na = torch.arange(answers_na.shape[1], device=device) < answer_lengths_n[:, None]
+        return cls(tokens_nt, answers_na, mask_na, lengths_n - answer_lengths_n)
+
+    def rows(self, rows: Tensor) -> Sequences:
+        """Some rows (int64 [m]), as wide as they were."""
+        return Sequences(self.tokens_nt[rows], self.answers_na[rows], self.mask_na[rows], self.prompt_lengths_n[rows])
+
+    def at_answers(self, hidden_ntd: Tensor) -> Tensor:
+        """The hidden states [n, a, d] that predict the answers' tokens; those beyond an answer's end are of no meaning."""
+        index_na = self.prompt_lengths_n[:, None] - 1 + torch.arange(self.answers_na.shape[1], device=hidden_ntd.device)
+        index_na = index_na.clamp(max=hidden_ntd.shape[1] - 1)
+        return hidden_ntd.gather(1, index_na[..., None].expand(-1, -1, hidden_ntd.shape[-1]))
+
+    def logprobs(self, model: Llama) -> tuple[Tensor, Tensor]:
+        """log p of each answer token in nats, fp32 [n, a], and the entropy of the distribution that it was drawn from, detached."""
+        logprobs_nav = torch.log_softmax(model.logits(self.at_answers(model.hidden(self.tokens_nt))), dim=-1)
+        with torch.no_grad():
+            entropy_na = -(logprobs_nav.exp() * logprobs_nav).sum(-1)
+        return logprobs_nav.gather(2, self.answers_na[..., None]).squeeze(-1), entropy_na
+
+
+def sample_answers(
+    model: Llama,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    iteration: int,
+    eos_id: int,
+    batch_size: int,
+    precision: str,
+) -> list[Completion]:
+    """One answer a prompt, drawn from the policy's own distribution: PPO's ratio is wrong for any other sampler."""
+    parameters = SamplingParameters(max_new_tokens=max_new_tokens)
+    assert parameters.temperature == 1 and not parameters.truncated and parameters.repetition_penalty == 1
+    seeds = [(seed << 40) + (iteration << 20) + index for index in range(len(prompts))]
+    return generate(
+        model, prompts, parameters, seeds, eos_id=eos_id, batch_size=batch_size, precision=precision  # type: ignore[arg-type]
+    )
