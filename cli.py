@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
+from model.memory import keep_freed_memory
 from resources.errors import TampuError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _instance(store: "ArtifactStore") -> "dg.DagsterInstance":
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Tampu: the Llama 2 recipe as a Dagster project."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    keep_freed_memory()
 
 
 @main.command()

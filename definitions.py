@@ -29,21 +29,48 @@ import assets.rlhf.samples
 import assets.sft
 import assets.tokenizer
 from jobs import growth, pipelines
+from model.memory import keep_freed_memory
 from resources.store import ArtifactStore
 
 ASSET_MODULES = [
-    assets.corpus.documents_asset, assets.corpus.filtered_asset, assets.corpus.investigation_asset, assets.tokenizer,
-    assets.pretraining, assets.sft, assets.preferences.batches, assets.preferences.dataset, assets.reward, assets.rlhf.prompts,
-    assets.rlhf.samples, assets.rlhf.ghost_attention_data, assets.rlhf.context_distillation_data, assets.rlhf.policy,
-    assets.rlhf.ppo_policy, assets.rlhf.chat_model, assets.rlhf.ablations, assets.evaluation.answers, assets.evaluation.benchmarks,
-    assets.evaluation.reward_accuracy, assets.evaluation.win_rates, assets.evaluation.safety, assets.evaluation.ghost_attention,
-    assets.evaluation.human_ratings, assets.evaluation.contamination, assets.evaluation.report,
+    assets.corpus.documents_asset,
+    assets.corpus.filtered_asset,
+    assets.corpus.investigation_asset,
+    assets.tokenizer,
+    assets.pretraining,
+    assets.sft,
+    assets.preferences.batches,
+    assets.preferences.dataset,
+    assets.reward,
+    assets.rlhf.prompts,
+    assets.rlhf.samples,
+    assets.rlhf.ghost_attention_data,
+    assets.rlhf.context_distillation_data,
+    assets.rlhf.policy,
+    assets.rlhf.ppo_policy,
+    assets.rlhf.chat_model,
+    assets.rlhf.ablations,
+    assets.evaluation.answers,
+    assets.evaluation.benchmarks,
+    assets.evaluation.reward_accuracy,
+    assets.evaluation.win_rates,
+    assets.evaluation.safety,
+    assets.evaluation.ghost_attention,
+    assets.evaluation.human_ratings,
+    assets.evaluation.contamination,
+    assets.evaluation.report,
 ]
+
+keep_freed_memory()
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(ASSET_MODULES),
     jobs=[
-        pipelines.foundation, pipelines.refresh, pipelines.accept_batch, pipelines.ablations_once, pipelines.ablations_of_a_round,
+        pipelines.foundation,
+        pipelines.refresh,
+        pipelines.accept_batch,
+        pipelines.ablations_once,
+        pipelines.ablations_of_a_round,
         growth.collect_preferences,
     ],
     sensors=[growth.inbox, growth.preference_growth],

@@ -52,11 +52,15 @@ def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, h
     loader = PackedLoader(pack(parts["train"], config.context, seed=config.seed), config.batch, seed=config.seed)
     steps = loader.steps(config.epochs)
     result = fit(
-        CausalLM(
-            network, Optimization(learning_rate=config.learning_rate, steps=steps, warmup_steps=int(config.warmup_share * steps))
-        ),
-        loader, steps=steps, seed=config.seed, precision=config.precision, log_every=config.log_every, progress=run.label,
-        checkpoints_at=[loader.steps(1)], on_checkpoint=lambda step: save_llama(network, run.directory, name="first_epoch"),
+        CausalLM(network, Optimization(learning_rate=config.learning_rate, steps=steps, warmup_steps=int(config.warmup_share * steps))),
+        loader,
+        steps=steps,
+        seed=config.seed,
+        precision=config.precision,
+        log_every=config.log_every,
+        progress=run.label,
+        checkpoints_at=[loader.steps(1)],
+        on_checkpoint=lambda step: save_llama(network, run.directory, name="first_epoch"),
     )
     save_llama(network, run.directory)
     after, _ = mean_loss(network, held_out)

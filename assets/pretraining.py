@@ -17,7 +17,7 @@ from resources.recipe import Check, Run, artifact
 class TokensConfig(dg.Config):
     """How the documents become token ids."""
 
-    seed: int = Field(0, ge=0, description="order of the documents")
+    seed: int = Field(active().seed, ge=0, description="order of the documents")
 
 
 @artifact(
@@ -73,7 +73,7 @@ class BaseModelConfig(dg.Config):
     warmup_share: float = Field(0.03, ge=0, le=0.5, description="share of the steps with rising rate (the paper: 2,000 of 477k)")
     validate_every: int = Field(500, ge=1, description="steps between measurements on validation text")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
-    seed: int = Field(0, ge=0, description="weights and order of the data")
+    seed: int = Field(active().seed, ge=0, description="weights and order of the data")
     log_every: int = Field(50, ge=1, description="steps between lines of the training log")
 
 
@@ -101,17 +101,19 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
     data = run.parent("pretraining/tokens")
     tokenizer_size = int(run.parent("tokenizer/sentencepiece").metrics["pieces"])
     shape = LlamaConfig(
-        vocab_size=tokenizer_size, dim=config.dim, layers=config.layers, heads=config.heads, kv_heads=config.kv_heads,
-        multiple_of=32, max_context=config.max_context,
+        vocab_size=tokenizer_size,
+        dim=config.dim,
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        multiple_of=32,
+        max_context=config.max_context,
     )
     network = Llama(shape)
     network.init_weights(torch.Generator().manual_seed(config.seed))
 
     train = blocks(np.load(data.file("train.npy")), config.context)
-    held_out = {
-        split: blocks(np.load(data.file(f"{split}.npy")), config.context)
-        for split in ("validation", "test")
-    }
+    held_out = {split: blocks(np.load(data.file(f"{split}.npy")), config.context) for split in ("validation", "test")}
     sizes = {split: int(data.metrics[f"{split}_bytes"]) for split in held_out}
     optimization = Optimization(
         learning_rate=config.learning_rate, steps=config.steps, warmup_steps=int(config.warmup_share * config.steps)
@@ -119,7 +121,11 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
     result = fit(
         CausalLM(network, optimization),
         PackedLoader(train, config.batch, seed=config.seed),
-        steps=config.steps, seed=config.seed, precision=config.precision, log_every=config.log_every, progress=run.label,
+        steps=config.steps,
+        seed=config.seed,
+        precision=config.precision,
+        log_every=config.log_every,
+        progress=run.label,
         validate=lambda: {"validation_bits_per_byte": bits_per_byte(network, held_out["validation"], sizes["validation"])},
         validate_every=config.validate_every,
     )
@@ -182,8 +188,16 @@ def ngram_baselines(run: Run, config: BaselineConfig) -> None:
     run.rows(
         "benchmarks",
         [
-            {"model": row["model"], "task": "validation text", "task_group": "language modelling", "shots": 0,
-             "metric": "bits_per_byte", "value": row["bits_per_byte"], "stderr": None, "n": size}
+            {
+                "model": row["model"],
+                "task": "validation text",
+                "task_group": "language modelling",
+                "shots": 0,
+                "metric": "bits_per_byte",
+                "value": row["bits_per_byte"],
+                "stderr": None,
+                "n": size,
+            }
             for row in rows
         ],
     )

@@ -10,8 +10,8 @@ from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
 from assets.plots import losses
-from resources.profiles import active
 from resources.errors import TampuError
+from resources.profiles import active
 from resources.recipe import Check, Run, artifact
 
 
@@ -27,7 +27,7 @@ class RewardConfig(dg.Config):
     auxiliary_weight: float = Field(0.0, ge=0, description="weight of the auxiliary safety loss; its form is our choice")
     benign_share: float = Field(0.0, ge=0, description="harmless answers in the auxiliary loss, as a share of the safety comparisons")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
-    seed: int = Field(0, ge=0, description="order and choice of pairs")
+    seed: int = Field(active().seed, ge=0, description="order and choice of pairs")
     log_every: int = Field(10, ge=1, description="steps between lines of the training log")
 
 
@@ -68,7 +68,9 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
     def pairs_of(frame: pl.DataFrame) -> list[Comparison]:
         rows = frame.select("prompt", "chosen", "rejected", "rating", "chosen_safe", "rejected_safe").iter_rows()
         made = (
-            Comparison(tokens(prompt, chosen), tokens(prompt, rejected), rating, chosen_unsafe=_unsafe(first), rejected_unsafe=_unsafe(second))
+            Comparison(
+                tokens(prompt, chosen), tokens(prompt, rejected), rating, chosen_unsafe=_unsafe(first), rejected_unsafe=_unsafe(second)
+            )
             for prompt, chosen, rejected, rating, first, second in rows
         )
         return [pair for pair in made if max(len(pair.chosen), len(pair.rejected)) <= longest]
@@ -123,8 +125,14 @@ _CHECKS = [
 
 
 @artifact(
-    "reward/helpfulness", parents=["preferences/dataset", "tokenizer/sentencepiece"], previous=("rlhf/chat_model",),
-    partitions="round", kinds={"pytorch"}, owners=["team:alignment"], pool="trainer", checks=_CHECKS,
+    "reward/helpfulness",
+    parents=["preferences/dataset", "tokenizer/sentencepiece"],
+    previous=("rlhf/chat_model",),
+    partitions="round",
+    kinds={"pytorch"},
+    owners=["team:alignment"],
+    pool="trainer",
+    checks=_CHECKS,
 )
 def helpfulness(run: Run, config: RewardConfig) -> None:
     """The helpfulness reward model: ranking loss with margins by rating on helpfulness comparisons and as many of the rest."""
@@ -132,8 +140,14 @@ def helpfulness(run: Run, config: RewardConfig) -> None:
 
 
 @artifact(
-    "reward/safety", parents=["preferences/dataset", "tokenizer/sentencepiece"], previous=("rlhf/chat_model",),
-    partitions="round", kinds={"pytorch"}, owners=["team:alignment"], pool="trainer", checks=_CHECKS,
+    "reward/safety",
+    parents=["preferences/dataset", "tokenizer/sentencepiece"],
+    previous=("rlhf/chat_model",),
+    partitions="round",
+    kinds={"pytorch"},
+    owners=["team:alignment"],
+    pool="trainer",
+    checks=_CHECKS,
 )
 def safety(run: Run, config: SafetyRewardConfig) -> None:
     """The safety reward model: nine parts safety comparisons to one part helpfulness, with the auxiliary safety loss."""

@@ -30,7 +30,7 @@ class SftDataConfig(dg.Config):
     most_words: int = Field(30, ge=1, description="words a message at most; longer ones end the dialogue")
     validation_share: float = Field(active().validation_share, ge=0, lt=1, description="share of topics kept for validation")
     test_share: float = Field(active().test_share, ge=0, lt=1, description="share of topics kept for tests")
-    seed: int = Field(0, ge=0, description="which prompts, which of the right answers")
+    seed: int = Field(active().seed, ge=0, description="which prompts, which of the right answers")
 
 
 def dialogue_rows(conversations: list[tuple[str, list[str]]], count: int, *, turns: int, most_words: int) -> list[dict[str, object]]:
@@ -78,9 +78,7 @@ def data(run: Run, config: SftDataConfig) -> None:
     rows: list[dict[str, object]] = []
     for split, divide in (("train", 1), ("validation", 8)):
         shares = {"validation": config.validation_share, "test": config.test_share, "seed": config.seed}
-        sizes = PoolSizes(
-            tasks=config.tasks // divide, unsafe=config.unsafe // divide, borderline=config.borderline // divide, chats=0
-        )
+        sizes = PoolSizes(tasks=config.tasks // divide, unsafe=config.unsafe // divide, borderline=config.borderline // divide, chats=0)
         made = [
             demonstration_row(prompt, DEMONSTRATIONS[prompt.family](prompt, config.seed)) | {"prompt_id": prompt.prompt_id}
             for prompt in template_prompts(split, sizes, **shares)  # type: ignore[arg-type]
@@ -94,7 +92,7 @@ def data(run: Run, config: SftDataConfig) -> None:
         random.Random(config.seed).shuffle(spoken)
         chats = dialogue_rows(spoken, config.chats // divide, turns=config.chat_turns, most_words=config.most_words)
         rows += [{"split": split, "prompt_id": "", **row} for row in made + chats]
-    frame = pl.DataFrame(rows, schema={name: pl.String for name in ("split", "family", "topic", "prompt_id", "messages")})
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(("split", "family", "topic", "prompt_id", "messages"), pl.String))
     run.write_frame("examples.parquet", frame)
     counts = frame.group_by("split", "family").len().sort("split", "family")
     run.table("rows by split and family", counts)
@@ -110,13 +108,15 @@ class FineTuningConfig(dg.Config):
 
     NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every",)
     epochs: int = Field(2, ge=1, description="passes over the data")
-    repeats: int = Field(active().sft_repeats, ge=1, description="copies of each template-made row an epoch; conversations are never repeated")
+    repeats: int = Field(
+        active().sft_repeats, ge=1, description="copies of each template-made row an epoch; conversations are never repeated"
+    )
     context: int = Field(active().context, ge=32, description="tokens a packed sequence")
     batch: int = Field(active().sft_batch, ge=1, description="packed sequences a step")
     learning_rate: float = Field(active().sft_learning_rate, gt=0, description="peak of the cosine schedule")
     warmup_share: float = Field(0.03, ge=0, le=0.5, description="share of steps with rising rate (our choice)")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
-    seed: int = Field(0, ge=0, description="order of the data")
+    seed: int = Field(active().seed, ge=0, description="order of the data")
     log_every: int = Field(20, ge=1, description="steps between lines of the training log")
 
 

@@ -22,6 +22,7 @@ import torch
 from bench.decoding import decode
 from bench.scoring import score_pairs
 from bench.training import train
+from model.memory import keep_freed_memory
 
 RUNS = 5
 BENCHMARKS: dict[str, Callable[[], tuple[Callable[[], int], str]]] = {"training": train, "decode": decode, "score": score_pairs}
@@ -45,19 +46,28 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="benchmarks to run")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    keep_freed_memory()
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    )
     machine = {"date": date.today().isoformat(), "device": device, "python": platform.python_version(), "torch": version("torch")}
     results = []
     for name in chosen.names or BENCHMARKS:
         work, unit = BENCHMARKS[name]()
         rates = measure(work)
-        results.append({"benchmark": name, "unit": unit, "median": statistics.median(rates), "least": min(rates), "most": max(rates), "runs": RUNS})
+        results.append(
+            {"benchmark": name, "unit": unit, "median": statistics.median(rates), "least": min(rates), "most": max(rates), "runs": RUNS}
+        )
     if chosen.json:
         print(json.dumps({"machine": machine, "results": results}, indent=2))
         return
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for row in results:
-        print(f"{row['benchmark']:<10} {row['median']:>12,.0f} {row['unit']}  ({row['least']:,.0f} to {row['most']:,.0f}, {row['runs']} runs)")
+        print(
+            f"{row['benchmark']:<10} {row['median']:>12,.0f} {row['unit']}  ({row['least']:,.0f} to {row['most']:,.0f}, {row['runs']} runs)"
+        )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,13 @@ def network() -> Llama:
     """A model of the profile's shape."""
     profile = active()
     shape = LlamaConfig(
-        vocab_size=profile.vocab_size, dim=profile.dim, layers=profile.layers, heads=profile.heads, kv_heads=profile.kv_heads,
-        multiple_of=32, max_context=profile.max_context,
+        vocab_size=profile.vocab_size,
+        dim=profile.dim,
+        layers=profile.layers,
+        heads=profile.heads,
+        kv_heads=profile.kv_heads,
+        multiple_of=32,
+        max_context=profile.max_context,
     )
     model = Llama(shape)
     model.init_weights(torch.Generator().manual_seed(0))

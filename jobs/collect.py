@@ -57,10 +57,16 @@ def resolve_variant(store: ArtifactStore, profile: str, reference: str) -> Varia
 
 
 def collect(
-    store: ArtifactStore, *, models: tuple[str, str], week: int, batch: str | None = None, comparisons: int | None = None, seed: int = 0,
+    store: ArtifactStore,
+    *,
+    models: tuple[str, str],
+    week: int,
+    batch: str | None = None,
+    comparisons: int | None = None,
 ) -> Collected:
     """Sample, rate and place batch `week-<week>` into the inbox. A batch of these very models that is already there is left as it is."""
     profile = active()
+    seed = profile.seed
     if week < 1:
         raise TampuError(f"week {week}: weeks count from 1")
     batch = batch or f"week-{week}"
@@ -78,7 +84,7 @@ def collect(
         sampling = Sampling(temperature=temperature, max_new_tokens=profile.answer_tokens)
         sampled = sampler.sample([p.messages for p in prompts], sampling, seed=seed + 1000 * week + number)
         texts.append([several[0].text.strip() for several in sampled])
-    lines = []
+    lines: list[str] = []
     identical = empty = 0
     for prompt, first, second in zip(prompts, *texts, strict=True):
         if not first or not second:
@@ -103,24 +109,30 @@ def _prompts(store: ArtifactStore, profile: str, count: int, week: int, seed: in
     return [Prompt.from_row(row) for row in pl.concat(parts).iter_rows(named=True)]
 
 
-def _line(
-    prompt: Prompt, texts: tuple[str, str], variants: list[Variant], week: int, number: int, noise: float, seed: int
-) -> str:
+def _line(prompt: Prompt, texts: tuple[str, str], variants: list[Variant], week: int, number: int, noise: float, seed: int) -> str:
     """One comparison as JSON; which answer stands first is drawn by hash."""
     judged = compare(prompt, texts, noise=noise, seed=seed)
     order = (1, 0) if fraction_of(f"{prompt.prompt_id}/{week}", "order") < 0.5 else (0, 1)
     responses = [
         {
-            "text": texts[index], "model": variants[index].reference, "model_version": variants[index].artifact.data_version,
+            "text": texts[index],
+            "model": variants[index].reference,
+            "model_version": variants[index].artifact.data_version,
             "temperature": TEMPERATURES[index],
         }
         for index in order
     ]
     time = FIRST_WEEK + timedelta(weeks=week - 1, seconds=number)
     row = {
-        "prompt": prompt.messages, "responses": responses, "preferred": order.index(judged.preferred), "rating": judged.rating,
-        "is_safety": prompt.is_safety, "safe": [judged.safe[index] for index in order], "annotator": f"simulated/{seed}",
-        "time": time.isoformat(), "ceiling": judged.ceiling,
+        "prompt": prompt.messages,
+        "responses": responses,
+        "preferred": order.index(judged.preferred),
+        "rating": judged.rating,
+        "is_safety": prompt.is_safety,
+        "safe": [judged.safe[index] for index in order],
+        "annotator": f"simulated/{seed}",
+        "time": time.isoformat(),
+        "ceiling": judged.ceiling,
     }
     return json.dumps(row, ensure_ascii=False)
 

@@ -18,7 +18,10 @@ from resources.rounds import BATCHES, ROUNDS, load_round, open_round, round_name
 from resources.store import ArtifactStore
 
 UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
 MOST_ATTEMPTS = 3
@@ -45,8 +48,19 @@ def growth(store: ArtifactStore, profile: str) -> Growth:
     return Growth(sum(accepted.values()), sum(count for key, count in accepted.items() if key in used))
 
 
+def is_accepted(store: ArtifactStore, profile: str, batch: str, digest: str) -> bool:
+    """Whether a file of the inbox has become a batch. Raises TampuError when its content (SHA-256 `digest`) changed since."""
+    if not store.has_current("preferences/batches", batch, profile):
+        return False
+    if store.current("preferences/batches", batch, profile).manifest["raw_files"][0]["sha256"] != digest:
+        raise TampuError(f"inbox file {batch}.jsonl changed after it was accepted: restore it, and put new rows into a new file")
+    return True
+
+
 @dg.sensor(
-    job=accept_batch, minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING,
+    job=accept_batch,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
     description="Every new file of the inbox becomes a partition of preferences/batches. A file that changed is refused.",
 )
 def inbox(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
@@ -55,12 +69,7 @@ def inbox(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReaso
     found = batches_in(store.root)
     requests = []
     for batch, digest in found.items():
-        if store.has_current("preferences/batches", batch, profile):
-            known = store.current("preferences/batches", batch, profile).manifest["raw_files"][0]["sha256"]
-            if known != digest:
-                raise TampuError(
-                    f"inbox file {batch}.jsonl changed after it was accepted: batches never change. Restore it, and put new rows into a new file"
-                )
+        if is_accepted(store, profile, batch, digest):
             continue
         requests.append(dg.RunRequest(run_key=f"batch/{profile}/{batch}/{digest}", partition_key=batch))
     if not requests:
@@ -71,7 +80,9 @@ def inbox(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReaso
     )
 
 
-def next_step(context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext, store: ArtifactStore, least: int) -> dg.RunRequest | dg.SkipReason:
+def next_step(
+    context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext, store: ArtifactStore, least: int
+) -> dg.RunRequest | dg.SkipReason:
     """The run that is due, if any: the latest round while it is unfinished, else a new round once `least` comparisons are new.
 
     Nothing is requested while a refresh runs. A round that failed is tried `MOST_ATTEMPTS` times and then left visible as failed.
@@ -98,7 +109,9 @@ def next_step(context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext
 
 
 @dg.sensor(
-    job=refresh, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING,
+    job=refresh,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
     description="Opens the next round when enough comparisons are new, and starts its refresh.",
 )
 def preference_growth(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
@@ -109,7 +122,9 @@ def preference_growth(context: dg.SensorEvaluationContext) -> dg.SensorResult | 
 
 
 @dg.schedule(
-    job=refresh, cron_schedule="0 3 * * 1", default_status=dg.DefaultScheduleStatus.RUNNING,
+    job=refresh,
+    cron_schedule="0 3 * * 1",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every Monday at 03:00: a round of whatever is new, however little.",
 )
 def weekly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:

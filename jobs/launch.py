@@ -15,9 +15,9 @@ from resources.store import ArtifactStore
 Overrides = dict[str, dict[str, Any]]
 
 
-@dg.logger(description="Lines that assets write, and errors, on standard error; Dagster's own events stay in its event log.")
+@dg.logger
 def plain(init_context: dg.InitLoggerContext) -> logging.Logger:
-    """A console logger without Dagster's event lines."""
+    """Lines that assets write, on standard error; Dagster's own events stay in its event log."""
     log = logging.Logger("tampu", level=logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -61,13 +61,19 @@ def parse_overrides(pairs: Sequence[str], known: Mapping[str, set[str]]) -> Over
 
 def config_keys() -> dict[str, set[str]]:
     """Every asset's config keys."""
+    import definitions  # noqa: F401  declares every asset
     from resources.recipe import DECLARED
 
     return {name: set(one.config.model_fields) if one.config else set() for name, one in DECLARED.items()}
 
 
 def run_assets(
-    store: ArtifactStore, instance: dg.DagsterInstance, selection: Sequence[str], *, partition: str | None = None, overrides: Overrides | None = None,
+    store: ArtifactStore,
+    instance: dg.DagsterInstance,
+    selection: Sequence[str],
+    *,
+    partition: str | None = None,
+    overrides: Overrides | None = None,
     force: bool = False,
 ) -> None:
     """Materialize assets by name in this process. Raises TampuError with the first failure's message, or KeyboardInterrupt."""
@@ -84,7 +90,11 @@ def run_assets(
     resolved = merged.resolve_job_def("tampu_run")
     try:
         result = resolved.execute_in_process(
-            instance=instance, partition_key=partition, run_config={"ops": ops, "loggers": {"tampu": {}}}, raise_on_error=False, tags={"tampu/force": str(force).lower()}
+            instance=instance,
+            partition_key=partition,
+            run_config={"ops": ops, "loggers": {"tampu": {}}},
+            raise_on_error=False,
+            tags={"tampu/force": str(force).lower()},
         )
     except dg.DagsterInvalidConfigError as error:
         raise TampuError(_config_message(error)) from None
@@ -121,4 +131,7 @@ def _first_failure(result: dg.ExecuteInProcessResult) -> str:
         asset = (event.step_key or "the run").replace("__", "/")
         return text if name == "TampuError" else f"{asset}: {name}: {text.splitlines()[0] if text else ''}"
     failed = [one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking]
-    return "; ".join(f"{one.asset_key.to_user_string()}: check {one.check_name} failed: {one.description}" for one in failed) or "the run failed"
+    return (
+        "; ".join(f"{one.asset_key.to_user_string()}: check {one.check_name} failed: {one.description}" for one in failed)
+        or "the run failed"
+    )

@@ -1,4 +1,4 @@
-"""What the command line does beside running assets: choosing them, accepting the inbox, opening rounds, the demo, talking, the scoreboard."""
+"""What the command line does beside running assets: choosing them, the inbox, opening rounds, the demo, talking, the scoreboard."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from jobs.collect import collect, resolve_variant
-from jobs.growth import growth
+from jobs.growth import growth, is_accepted
 from jobs.launch import run_assets
 from resources.environment import active_profile
 from resources.errors import TampuError
@@ -40,10 +40,7 @@ def accept_inbox(store: ArtifactStore, instance: dg.DagsterInstance) -> list[str
     found = batches_in(store.root)
     profile = active_profile()
     for batch, digest in found.items():
-        if store.has_current("preferences/batches", batch, profile):
-            known = store.current("preferences/batches", batch, profile).manifest["raw_files"][0]["sha256"]
-            if known != digest:
-                raise TampuError(f"inbox file {batch}.jsonl changed after it was accepted: restore it, and put new rows into a new file")
+        is_accepted(store, profile, batch, digest)
         instance.add_dynamic_partitions(str(BATCHES.name), [batch])
         run_assets(store, instance, ["preferences/batches"], partition=batch)
     return list(found)
@@ -141,5 +138,3 @@ def talker(store: ArtifactStore, reference: str, *, temperature: float, top_p: f
             raise TampuError(f"the message can not be answered: {error}") from None
 
     return answer
-
-

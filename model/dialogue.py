@@ -46,9 +46,7 @@ def encode_prompt(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
     return [*tokens, tokenizer.bos_id, *tokenizer.encode(_instruction(turns[-1][0]))]
 
 
-def encode_dialogue(
-    tokenizer: Tokenizer, messages: list[Message], learn: Literal["answers", "last"] = "answers"
-) -> Example:
+def encode_dialogue(tokenizer: Tokenizer, messages: list[Message], learn: Literal["answers", "last"] = "answers") -> Example:
     """Tokens of a dialogue that ends with an answer. Learned are the tokens of the answers and the EOS after each, or of the last only.
 
     `encode_prompt` of all messages but the last is a prefix of the tokens. Raises ValueError as `encode_prompt` does.

@@ -251,9 +251,7 @@ class _Rows:
         self.request[rows_b[done_b]] = -1
 
 
-def choose(
-    logits_bv: Tensor, uniform_b: Tensor, temperature_b: Tensor, top_p_b: Tensor, top_k_b: Tensor, truncated_b: Tensor
-) -> Tensor:
+def choose(logits_bv: Tensor, uniform_b: Tensor, temperature_b: Tensor, top_p_b: Tensor, top_k_b: Tensor, truncated_b: Tensor) -> Tensor:
     """Tokens int64 [b] by inverse transform sampling: the first whose cumulative probability exceeds the row's uniform number.
 
     Rows with temperature 0 take the argmax. Truncated rows cumulate their kept tokens in order of falling probability, others in

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +135,25 @@ class RMSNorm(nn.Module):
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x_btd) * self.weight
 
 
+@dataclass(frozen=True)
+class View:
+    """What every layer of one call shares: the rotations of the new positions, and which positions they may read.
+
+    `visible_bts` (bool, first axis 1 or b) is plain causality over the new positions alone if `causal`.
+    """
+
+    positions_bt: Tensor
+    rotation_bt1c: Tensor
+    visible_bts: Tensor
+    causal: bool
+    cache: KeyValueCache | None
+
+    @cached_property
+    def bias_bts(self) -> Tensor:
+        """fp32: 0 where visible, -inf elsewhere."""
+        return torch.zeros(self.visible_bts.shape, device=self.visible_bts.device).masked_fill_(~self.visible_bts, float("-inf"))
+
+
 def rotation(positions_bt: Tensor, head_dim: int, theta: float) -> Tensor:
     """exp(i·p·theta^(-2j/e)) for position p and pair j: complex64 [b, t, 1, c] (RoFormer, arXiv 2104.09864)."""
     frequencies_c = theta ** -(torch.arange(0, head_dim, 2, device=positions_bt.device, dtype=torch.float32) / head_dim)
@@ -147,26 +167,32 @@ def rotate(x_bthe: Tensor, rotation_bt1c: Tensor) -> Tensor:
     return torch.view_as_real(pairs_bthc * rotation_bt1c).flatten(-2).type_as(x_bthe)
 
 
-def attend(queries_bthe: Tensor, keys_bkse: Tensor, values_bkse: Tensor, visible_bts: Tensor) -> Tensor:
-    """Grouped-query attention, [b, t, h, e]; a query reads the positions where `visible_bts` (bool, first axis 1 or b) is true.
+def attend(queries_bthe: Tensor, keys_bkse: Tensor, values_bkse: Tensor, view: View) -> Tensor:
+    """Grouped-query attention, [b, t, h, e]; a query reads the positions that `view` makes visible to it.
 
-    An accelerator uses PyTorch's fused kernel. On a CPU two batched products with the queries of a group folded into the
+    An accelerator uses PyTorch's fused kernels. On a CPU two batched products with the queries of a group folded into the
     rows, and an fp32 softmax between them, are faster: the fused kernel's backward pass is slow there.
     """
     b, t, h, e = queries_bthe.shape
     k = keys_bkse.shape[1]
-    if queries_bthe.device.type != "cpu":
-        out_bhte = F.scaled_dot_product_attention(
-            queries_bthe.transpose(1, 2), keys_bkse, values_bkse, attn_mask=visible_bts[:, None], enable_gqa=h != k
-        )
-        return out_bhte.transpose(1, 2)
     g = h // k
-    hidden_bts = torch.zeros(visible_bts.shape, dtype=torch.float32).masked_fill_(~visible_bts, float("-inf"))
+    if queries_bthe.device.type != "cpu":
+        return _fused_attention(queries_bthe.transpose(1, 2), keys_bkse, values_bkse, view).transpose(1, 2)
     folded = queries_bthe.view(b, t, k, g, e).permute(0, 2, 3, 1, 4).reshape(b * k, g * t, e)
     scores = torch.bmm(folded, keys_bkse.flatten(0, 1).transpose(1, 2)) * e**-0.5
-    weights = torch.softmax(scores.view(b, k, g, t, -1).float() + hidden_bts[:, None, None], dim=-1).type_as(values_bkse)
+    weights = torch.softmax(scores.view(b, k, g, t, -1).float() + view.bias_bts[:, None, None], dim=-1).type_as(values_bkse)
     out = torch.bmm(weights.view(b * k, g * t, -1), values_bkse.flatten(0, 1))
     return out.view(b, k, g, t, e).permute(0, 3, 1, 2, 4).reshape(b, t, h, e)
+
+
+def _fused_attention(queries_bhte: Tensor, keys_bkse: Tensor, values_bkse: Tensor, view: View) -> Tensor:
+    """The fused kernels share keys among heads only without a mask; under a mask the keys are repeated for each head."""
+    g = queries_bhte.shape[1] // keys_bkse.shape[1]
+    if view.causal:
+        return F.scaled_dot_product_attention(queries_bhte, keys_bkse, values_bkse, is_causal=True, enable_gqa=g > 1)
+    if g > 1:
+        keys_bkse, values_bkse = keys_bkse.repeat_interleave(g, 1), values_bkse.repeat_interleave(g, 1)
+    return F.scaled_dot_product_attention(queries_bhte, keys_bkse, values_bkse, attn_mask=view.visible_bts[:, None])
 
 
 class Attention(nn.Module):
@@ -185,10 +211,8 @@ class Attention(nn.Module):
         if view.cache is None:
             keys_bkse, values_bkse = keys_btke.transpose(1, 2), values_btke.transpose(1, 2)
         else:
-            keys_bkse, values_bkse = view.cache.update(
-                self.layer, keys_btke, values_btke, view.positions_bt, view.visible_bts.shape[-1]
-            )
-        mixed_bthe = attend(queries_bthe.type_as(keys_bkse), keys_bkse, values_bkse, view.visible_bts)
+            keys_bkse, values_bkse = view.cache.update(self.layer, keys_btke, values_btke, view.positions_bt, view.visible_bts.shape[-1])
+        mixed_bthe = attend(queries_bthe.type_as(keys_bkse), keys_bkse, values_bkse, view)
         return self.output(mixed_bthe.flatten(2))
 
 
@@ -218,16 +242,6 @@ class Layer(nn.Module):
         return x_btd + self.feed_forward(self.feed_forward_norm(x_btd))
 
 
-@dataclass(frozen=True)
-class View:
-    """What every layer of one call shares: the rotations of the new positions, and which positions they may read."""
-
-    positions_bt: Tensor
-    rotation_bt1c: Tensor
-    visible_bts: Tensor
-    cache: KeyValueCache | None
-
-
 class Trunk(nn.Module):
     """Embedding, layers and last norm: what the language model and the reward model share."""
 
@@ -252,9 +266,7 @@ class Trunk(nn.Module):
             x_btd = layer(x_btd, view)
         return self.norm(x_btd)
 
-    def _view(
-        self, tokens_bt: Tensor, positions_bt: Tensor | None, segments_bt: Tensor | None, cache: KeyValueCache | None
-    ) -> View:
+    def _view(self, tokens_bt: Tensor, positions_bt: Tensor | None, segments_bt: Tensor | None, cache: KeyValueCache | None) -> View:
         length, device = tokens_bt.shape[1], tokens_bt.device
         if length > self.config.max_context:
             raise ValueError(f"a sequence of {length} tokens exceeds the model's context of {self.config.max_context}")
@@ -270,7 +282,7 @@ class Trunk(nn.Module):
             if positions_bt is None:
                 positions_bt = segment_positions(tokens_bt if segments_bt is None else segments_bt, segments_bt is not None)
         rotation_bt1c = rotation(positions_bt, self.config.head_dim, self.config.rope_theta)
-        return View(positions_bt, rotation_bt1c, visible_bts, cache)
+        return View(positions_bt, rotation_bt1c, visible_bts, cache is None and segments_bt is None, cache)
 
 
 def segment_positions(like_bt: Tensor, restart: bool) -> Tensor:

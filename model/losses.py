@@ -35,7 +35,7 @@ def ranking_loss(chosen_b: Tensor, rejected_b: Tensor, margin_b: Tensor | float 
 
 
 def safety_loss(scores_b: Tensor, unsafe_b: Tensor) -> Tensor:
-    """Mean binary cross-entropy of sigmoid(score) as the probability that a response is safe; `unsafe_b` is 1 for unsafe, 0 for safe.
+    """Mean binary cross-entropy of sigmoid(score) as the probability that a response is safe; `unsafe_b` is 1 or true for unsafe.
 
     The paper adds "an auxiliary safety loss" to the safety reward model's and gives no formula: this one is our choice. Its
     decision boundary is the score 0 at which the paper judges the model.
@@ -43,10 +43,8 @@ def safety_loss(scores_b: Tensor, unsafe_b: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores_b, 1 - unsafe_b.to(scores_b.dtype))
 
 
-def gated_reward(
-    helpfulness_logit_b: Tensor, safety_logit_b: Tensor, is_safety_b: Tensor, threshold: float = 0.15
-) -> Tensor:
-    """logit(Rc) where Rc is the safety score if the prompt is a safety prompt or that score is below `threshold`, else the helpfulness score.
+def gated_reward(helpfulness_logit_b: Tensor, safety_logit_b: Tensor, is_safety_b: Tensor, threshold: float = 0.15) -> Tensor:
+    """logit(Rc): Rc is the safety score for a safety prompt or where that score is below `threshold`, else the helpfulness score.
 
     arXiv 2307.09288 §3.2.3. Takes the reward models' raw outputs: the scores are their sigmoids, and the logit undoes it.
     """
@@ -54,12 +52,12 @@ def gated_reward(
 
 
 def whiten(values_b: Tensor, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(variance + eps), with the population variance of all values given. The scope (one iteration's batch) is our choice."""
+    """(x - mean) / sqrt(variance + eps), with the population variance. Over which values is not published: one iteration's (our choice)."""
     return (values_b - values_b.mean()) * torch.rsqrt(values_b.var(correction=0) + eps)
 
 
 def kl_k1(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """log π - log π0 of tokens sampled from π, elementwise: the unbiased estimate of KL(π‖π0) whose terms may be negative (Schulman 2020)."""
+    """log π - log π0 of tokens sampled from π, elementwise: an unbiased estimate of KL(π‖π0), negative at times (Schulman 2020)."""
     return logprobs - reference
 
 
@@ -69,9 +67,7 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     return torch.expm1(difference) - difference
 
 
-def gae(
-    rewards_bt: Tensor, values_bt: Tensor, mask_bt: Tensor, gamma: float = 1.0, lam: float = 0.95
-) -> tuple[Tensor, Tensor]:
+def gae(rewards_bt: Tensor, values_bt: Tensor, mask_bt: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
     """Advantages and returns [b, t] by generalized advantage estimation (arXiv 1506.02438 eq. 16); 0 where the mask is false.
 
     A row's true positions are a prefix, and its episode ends after the last of them: no value is bootstrapped there.
@@ -91,15 +87,13 @@ def gae(
 def ppo_policy_loss(
     logprobs_bt: Tensor, old_logprobs_bt: Tensor, advantages_bt: Tensor, mask_bt: Tensor, clip: float = 0.2
 ) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate loss (arXiv 1707.06347 eq. 7), the mean over the mask; and the probability ratios [b, t] (1 outside the mask)."""
+    """The clipped surrogate loss (arXiv 1707.06347 eq. 7) meaned over the mask, and the probability ratios [b, t] (1 outside it)."""
     ratio_bt = torch.exp(torch.where(mask_bt, logprobs_bt - old_logprobs_bt, 0.0))
     gain_bt = torch.minimum(ratio_bt * advantages_bt, ratio_bt.clamp(1 - clip, 1 + clip) * advantages_bt)
     return -masked_mean(gain_bt, mask_bt), ratio_bt
 
 
-def ppo_value_loss(
-    values_bt: Tensor, old_values_bt: Tensor, returns_bt: Tensor, mask_bt: Tensor, clip: float = 0.2
-) -> Tensor:
+def ppo_value_loss(values_bt: Tensor, old_values_bt: Tensor, returns_bt: Tensor, mask_bt: Tensor, clip: float = 0.2) -> Tensor:
     """Half the mean over the mask of the larger of the squared errors of the value and of the value kept within `clip` of the old one.
 
     The paper does not give the critic's loss; this is that of OpenAI's baselines and InstructGPT's successors: our choice.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def kneser_ney_bits(
-    train_ids: np.ndarray, test_ids: np.ndarray, order: int, vocab: int, discount: float = 0.75
-) -> float:
+def kneser_ney_bits(train_ids: np.ndarray, test_ids: np.ndarray, order: int, vocab: int, discount: float = 0.75) -> float:
     """Bits that an n-gram model of this order, counted on `train_ids`, needs for `test_ids` (ints in [0, vocab), each one stream).
 
     Divide by the bytes of the test text for bits per byte. Raises ValueError as `kneser_ney_probabilities` does.
@@ -15,9 +13,7 @@ def kneser_ney_bits(
     return float(-np.log2(kneser_ney_probabilities(train_ids, test_ids, order, vocab, discount)).sum())
 
 
-def kneser_ney_probabilities(
-    train_ids: np.ndarray, test_ids: np.ndarray, order: int, vocab: int, discount: float = 0.75
-) -> np.ndarray:
+def kneser_ney_probabilities(train_ids: np.ndarray, test_ids: np.ndarray, order: int, vocab: int, discount: float = 0.75) -> np.ndarray:
     """The probability float64 [n] of each test id given the up to `order - 1` ids before it.
 
     Chen and Goodman 1998, eq. 24 with one discount D: p(w|h) = max(c(hw) - D, 0)/c(h) + D·N(h•)/c(h) · p(w|h'), where h' drops the first
@@ -27,7 +23,8 @@ def kneser_ney_probabilities(
     """
     train, test = np.asarray(train_ids, dtype=np.int64), np.asarray(test_ids, dtype=np.int64)
     if order < 1 or not 0 < discount <= 1 or not len(train):
-        raise ValueError(f"order {order}, discount {discount}, {len(train)} training ids: order >= 1, 0 < discount <= 1 and some ids are needed")
+        found = f"order is {order}, discount {discount}, and there are {len(train)} training ids"
+        raise ValueError(f"{found}; order >= 1, 0 < discount <= 1 and some ids are needed")
     for name, ids in (("train_ids", train), ("test_ids", test)):
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocab:
             raise ValueError(f"{name} has ids from {ids.min()} to {ids.max()}; they must be in [0, {vocab})")
@@ -40,10 +37,10 @@ def kneser_ney_probabilities(
         else:
             longer = _first_positions(train_grams[n + 1], sizes[n + 1])
             counts = np.bincount(ids[longer], minlength=size)
-        histories = _previous(train_grams[n - 1])[_first_positions(ids, size)]
+        histories = _histories(train_grams, n)[_first_positions(ids, size)]
         totals = np.bincount(histories, weights=counts, minlength=sizes[n - 1])
         distinct = np.bincount(histories[counts > 0], minlength=sizes[n - 1])
-        history = _previous(test_grams[n - 1])
+        history = _histories(test_grams, n)
         known = (history >= 0) & (np.append(totals, 0)[history] > 0)
         history = history[known]
         gram = test_grams[n][known]
@@ -53,18 +50,17 @@ def kneser_ney_probabilities(
     return probabilities
 
 
-def _number_grams(
-    train: np.ndarray, test: np.ndarray, order: int, vocab: int
-) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
-    """For n = 0 … order: the number of the n-gram that ends at each position of train and of test (-1: none, or not in train), and how many there are.
+def _number_grams(train: np.ndarray, test: np.ndarray, order: int, vocab: int) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
+    """For n = 0 … order: the number of the n-gram that ends at each position of train and of test, and how many there are.
 
-    An n-gram is numbered from its first id and the number of its last n - 1 ids, so that no key exceeds the stream's length times `vocab`.
+    The number is -1 where the stream has not n ids yet, or where an n-gram of test is not in train. An n-gram is numbered from its first
+    id and the number of its last n - 1 ids, so that no key exceeds the stream's length times `vocab`.
     """
     train_grams, test_grams, sizes = [np.zeros(len(train), np.int64)], [np.zeros(len(test), np.int64)], [1]
     for n in range(1, order + 1):
         train_keys, test_keys = (_keys(ids, grams[-1], n, vocab) for ids, grams in ((train, train_grams), (test, test_grams)))
-        types = np.unique(train_keys[train_keys >= 0])
-        train_grams.append(np.where(train_keys >= 0, np.searchsorted(types, train_keys), -1))
+        types, numbers = np.unique(train_keys[n - 1 :], return_inverse=True)
+        train_grams.append(np.concatenate((np.full(min(n - 1, len(train)), -1), numbers)))
         place = np.searchsorted(types, test_keys)
         found = (test_keys >= 0) & (np.append(types, -1)[place] == test_keys)
         test_grams.append(np.where(found, place, -1))
@@ -86,7 +82,7 @@ def _first_positions(grams: np.ndarray, size: int) -> np.ndarray:
     return positions
 
 
-def _previous(grams: np.ndarray) -> np.ndarray:
-    """The number of the n-gram that ends just before each position; before the first, only the empty one."""
-    empty = bool(len(grams)) and grams[0] == 0 and (grams == 0).all()
-    return np.concatenate((np.array([0 if empty else -1]), grams[:-1]))[: len(grams)]
+def _histories(grams: list[np.ndarray], n: int) -> np.ndarray:
+    """The number of the (n - 1)-gram that ends just before each position (-1: none)."""
+    before_first = 0 if n == 1 else -1
+    return np.concatenate(([before_first], grams[n - 1]))[:-1]

@@ -54,14 +54,12 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         if self.samples_per_iteration % self.minibatch:
-            raise ValueError(
-                f"samples_per_iteration {self.samples_per_iteration} must be a multiple of minibatch {self.minibatch}"
-            )
+            raise ValueError(f"samples_per_iteration {self.samples_per_iteration} must be a multiple of minibatch {self.minibatch}")
 
 
 @dataclass(frozen=True)
 class Guards:
-    """Bands outside which a run stops: mean KL (k3, nats an answer), mean answer length (tokens), mean entropy (nats a token). None: no limit."""
+    """Bands outside which a run stops (None: no limit): mean KL (k3, nats an answer), answer length (tokens), entropy (nats a token)."""
 
     max_kl: float | None = None
     min_length: float | None = None
@@ -186,8 +184,10 @@ class PPO(LightningModule):
         for rows in minibatches:
             some = sequences.rows(rows)
             with autocast(self.policy, self.precision):
-                logprobs_na[rows], entropy_na[rows] = some.logprobs(self.policy)
-                reference_na[rows], _ = some.logprobs(self.reference)
+                distributions_mv = some.distributions(self.policy)
+                logprobs_na[rows] = some.chosen(distributions_mv)
+                entropy_na[rows] = some.spread(-(distributions_mv.exp() * distributions_mv).sum(-1))
+                reference_na[rows] = some.chosen(some.distributions(self.reference))
                 values_na[rows] = self.critic.values(some)
         mask_na = sequences.mask_na
         helpfulness_n, safety_n = (
@@ -224,7 +224,7 @@ class PPO(LightningModule):
         some, config = experience.sequences.rows(rows), self.config
         mask_na = some.mask_na
         with autocast(self.policy, self.precision):
-            logprobs_na, _ = some.logprobs(self.policy)
+            logprobs_na = some.chosen(some.distributions(self.policy))
             values_na = self.critic.values(some)
         policy_loss, ratio_na = ppo_policy_loss(
             logprobs_na, experience.logprobs_na[rows], experience.advantages_na[rows], mask_na, config.clip

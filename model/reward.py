@@ -49,9 +49,7 @@ def pad(sequences: list[list[int]], device: torch.device | str = "cpu") -> tuple
 
 
 @torch.inference_mode()
-def score(
-    model: RewardModel, sequences: list[list[int]], batch_tokens: int = 16384, *, precision: Precision = "fp32"
-) -> np.ndarray:
+def score(model: RewardModel, sequences: list[list[int]], batch_tokens: int = 16384, *, precision: Precision = "fp32") -> np.ndarray:
     """Raw scores fp32 [n] of full dialogues, in the order given. Batches hold like lengths and at most `batch_tokens` padded tokens."""
     scores = np.zeros(len(sequences), dtype=np.float32)
     device = next(model.parameters()).device

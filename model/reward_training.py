@@ -20,7 +20,7 @@ from model.training import Optimization
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two full dialogues (tokens, ending in EOS) that differ in the last answer. The labels say whether that answer is unsafe, if known."""
+    """Two full dialogues (tokens, ending in EOS) that differ in the last answer; whether each answer is unsafe, if known."""
 
     chosen: list[int]
     rejected: list[int]
@@ -42,7 +42,7 @@ class Labelled:
 
 
 def reward_optimization(learning_rate: float, steps: int) -> Optimization:
-    """The recipe's schedule: cosine to a tenth over `steps` updates, warm-up over 3% of them and at least 5 (as far as there are so many)."""
+    """The recipe's schedule: cosine to a tenth over `steps` updates, warm-up over 3% of them and at least 5 (if there are so many)."""
     return Optimization(learning_rate=learning_rate, warmup_steps=min(steps, max(5, math.ceil(0.03 * steps))), steps=steps)
 
 
@@ -91,11 +91,12 @@ def _shuffled(count: int, random: np.random.Generator) -> Iterator[int]:
         yield from random.permutation(count).tolist()
 
 
-def collate(
-    comparisons: Sequence[Comparison], labelled: Sequence[Labelled], margin: str, group_tokens: int
-) -> dict[str, Any]:
-    """Rows in the order chosen, rejected, labelled: `groups` [(tokens int64 [b, t], lengths [b])] of like length, `order` of the groups' rows,
-    `margins` fp32 [pairs], and for every row `unsafe` fp32 and `has_label` bool."""
+def collate(comparisons: Sequence[Comparison], labelled: Sequence[Labelled], margin: str, group_tokens: int) -> dict[str, Any]:
+    """A batch whose rows are chosen, rejected, labelled, in this order.
+
+    `groups` [(tokens int64 [b, t], lengths int64 [b])] of like length, `order` int64 [rows] naming the row of each group's line,
+    `margins` fp32 [pairs], and for every row `unsafe` fp32 and `has_label` bool.
+    """
     rows = [c.chosen for c in comparisons] + [c.rejected for c in comparisons] + [row.tokens for row in labelled]
     labels = [c.chosen_unsafe for c in comparisons] + [c.rejected_unsafe for c in comparisons] + [row.unsafe for row in labelled]
     groups = length_batches([len(row) for row in rows], group_tokens)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.generation import Completion, SamplingParameters, generate
 from model.llama import Llama, LlamaConfig, Trunk
+from model.precision import Precision
 from model.reward import RewardModel, pad
 
 
@@ -66,8 +67,8 @@ class Critic(nn.Module):
         return critic
 
     def values(self, sequences: Sequences) -> Tensor:
-        """Values fp32 [n, a] of the states in which the answer's tokens were chosen."""
-        return self.head(sequences.at_answers(self.trunk(sequences.tokens_nt))).float().squeeze(-1)
+        """Values fp32 [n, a] of the states in which the answers' tokens were chosen, 0 outside the mask."""
+        return sequences.spread(self.head(sequences.at_answers(self.trunk(sequences.tokens_nt))).float().squeeze(-1))
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,21 @@ class Sequences:
         return Sequences(self.tokens_nt[rows], self.answers_na[rows], self.mask_na[rows], self.prompt_lengths_n[rows])
 
     def at_answers(self, hidden_ntd: Tensor) -> Tensor:
-        """The hidden states [n, a, d] that predict the answers' tokens; those beyond an answer's end are of no meaning."""
-        index_na = self.prompt_lengths_n[:, None] - 1 + torch.arange(self.answers_na.shape[1], device=hidden_ntd.device)
-        index_na = index_na.clamp(max=hidden_ntd.shape[1] - 1)
-        return hidden_ntd.gather(1, index_na[..., None].expand(-1, -1, hidden_ntd.shape[-1]))
+        """The hidden states [m, d] that predict the m answer tokens under the mask, row by row."""
+        rows_m, places_m = self.mask_na.nonzero(as_tuple=True)
+        return hidden_ntd[rows_m, self.prompt_lengths_n[rows_m] - 1 + places_m]
 
-    def logprobs(self, model: Llama) -> tuple[Tensor, Tensor]:
-        """log p of each answer token in nats, fp32 [n, a], and the entropy of the distribution that it was drawn from, detached."""
-        logprobs_nav = torch.log_softmax(model.logits(self.at_answers(model.hidden(self.tokens_nt))), dim=-1)
-        with torch.no_grad():
-            entropy_na = -(logprobs_nav.exp() * logprobs_nav).sum(-1)
-        return logprobs_nav.gather(2, self.answers_na[..., None]).squeeze(-1), entropy_na
+    def spread(self, values_m: Tensor) -> Tensor:
+        """Values of the answer tokens as [n, a], 0 outside the mask."""
+        return torch.zeros(self.mask_na.shape, device=values_m.device).masked_scatter(self.mask_na, values_m)
+
+    def distributions(self, model: Llama) -> Tensor:
+        """Log-probabilities of the whole vocabulary [m, v] at each of the m answer tokens under the mask."""
+        return torch.log_softmax(model.logits(self.at_answers(model.hidden(self.tokens_nt))), dim=-1)
+
+    def chosen(self, distributions_mv: Tensor) -> Tensor:
+        """log p of each answer token in nats, fp32 [n, a]."""
+        return self.spread(distributions_mv.gather(1, self.answers_na[self.mask_na][:, None]).squeeze(1))
 
 
 def sample_answers(
@@ -114,12 +119,10 @@ def sample_answers(
     iteration: int,
     eos_id: int,
     batch_size: int,
-    precision: str,
+    precision: Precision,
 ) -> list[Completion]:
     """One answer a prompt, drawn from the policy's own distribution: PPO's ratio is wrong for any other sampler."""
     parameters = SamplingParameters(max_new_tokens=max_new_tokens)
     assert parameters.temperature == 1 and not parameters.truncated and parameters.repetition_penalty == 1
     seeds = [(seed << 40) + (iteration << 20) + index for index in range(len(prompts))]
-    return generate(
-        model, prompts, parameters, seeds, eos_id=eos_id, batch_size=batch_size, precision=precision  # type: ignore[arg-type]
-    )
+    return generate(model, prompts, parameters, seeds, eos_id=eos_id, batch_size=batch_size, precision=precision)

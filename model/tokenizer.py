@@ -12,9 +12,7 @@ import sentencepiece
 MAX_SENTENCE_BYTES = 4192
 
 
-def train_sentencepiece(
-    texts: Iterable[str], directory: Path, vocab_size: int, *, character_coverage: float = 0.99995
-) -> Path:
+def train_sentencepiece(texts: Iterable[str], directory: Path, vocab_size: int, *, character_coverage: float = 0.99995) -> Path:
     """Train on the lines of `texts`; write `tokenizer.model` and `tokenizer.vocab` (piece, tab, score); return the model's path.
 
     The settings are those stored in Llama's released `tokenizer.model`, except the thread count: one thread, so that the same

@@ -140,7 +140,7 @@ def fit(
         handler = signal.getsignal(signal.SIGINT)
         began = time.perf_counter()
         try:
-            trainer.fit(module, train_dataloaders=loader)
+            trainer.fit(module, train_dataloaders=_Batches(loader))
         except SystemExit:
             if isinstance(run.exception, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit and ignores further ones
                 raise KeyboardInterrupt from None
@@ -153,6 +153,16 @@ def fit(
         raise ValueError(f"the loader ended after {run.result.steps} batches; {steps} steps were asked for")
     run.result.seconds = time.perf_counter() - began
     return run.result
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The loader as one loader: Lightning would take a list for a list of loaders."""
+
+    loader: Iterable[dict[str, Any]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.loader)
 
 
 class _Run(Callback):

@@ -65,15 +65,14 @@ def _config(directory: Path, kind: str) -> LlamaConfig:
 
 def _load(model: M, directory: Path, name: str, device: torch.device | str) -> M:
     path = Path(directory) / f"{name}.safetensors"
-    tensors = load_file(path, device=str(device))
+    # Cloned, because the file's tensors are not aligned as torch's own are, and sums round differently where alignment differs.
+    tensors = {key: tensor.clone() for key, tensor in load_file(path, device=str(device)).items()}
     expected = model.state_dict()
     for key in sorted(expected.keys() | tensors.keys()):
         if key not in tensors or key not in expected:
             raise ValueError(f"{path}: tensor {key!r} is {'missing' if key not in tensors else 'unknown'}")
         if tensors[key].shape != expected[key].shape:
-            raise ValueError(
-                f"{path}: tensor {key!r} has shape {tuple(tensors[key].shape)}, the config says {tuple(expected[key].shape)}"
-            )
+            raise ValueError(f"{path}: tensor {key!r} has shape {tuple(tensors[key].shape)}, the config says {tuple(expected[key].shape)}")
     model.load_state_dict(tensors, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)

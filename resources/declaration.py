@@ -46,9 +46,7 @@ def validate(declared: Declaration) -> None:
     for name, given, known in (("previous", declared.previous, PREVIOUS), ("history", declared.history, HISTORY)):
         for asset in given:
             if asset not in known:
-                raise TampuError(
-                    f"{key}: {name}={asset!r} is not pinned in rounds' records, which pin {', '.join(known)}"
-                )
+                raise TampuError(f"{key}: {name}={asset!r} is not pinned in rounds' records, which pin {', '.join(known)}")
     fields = declared.config.model_fields if declared.config else {}
     if declared.starts_at_round and "from_round" not in fields:
         raise TampuError(f"{key}: starts_at_round needs an int field from_round in its config")

@@ -68,20 +68,25 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path`: a reader sees the old file or the new one, never a part, also after a power cut."""
+def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Put `content` at `path`: a reader sees the old file or the new one, never a part, however this process ends.
+
+    With `durable` that also holds for a power cut; what can be derived again does without the wait for the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_path(path.parent)
+    if durable:
+        fsync_path(path.parent)
 
 
 def write_once(path: Path, content: bytes) -> bool:

@@ -63,8 +63,9 @@ def tampu_home() -> Path:
 
 
 def active_profile() -> str:
-    """The profile that everything runs under: `TAMPU_PROFILE`, or `tiny`."""
-    profile = os.environ.get("TAMPU_PROFILE", "") or DEFAULT_PROFILE
+    """Name of the profile that everything runs under: `TAMPU_PROFILE` (for a TOML file its name without the ending), or `tiny`."""
+    named = os.environ.get("TAMPU_PROFILE", "") or DEFAULT_PROFILE
+    profile = Path(named).stem if named.endswith(".toml") else named
     if not NAME.fullmatch(profile):
         raise TampuError(f"TAMPU_PROFILE={profile!r} is no profile, such as {DEFAULT_PROFILE!r} is: {NAME_RULE}")
     return profile
@@ -178,9 +179,7 @@ class Meter:
         """
         seconds = time.perf_counter() - self._wall
         cpu = _cpu_seconds() - self._cpu
-        devices: list[dict[str, Any]] = [
-            {"device": "cpu core", "device_hours": cpu / 3600, "watts": CPU_CORE_WATTS, "assumed": True}
-        ]
+        devices: list[dict[str, Any]] = [{"device": "cpu core", "device_hours": cpu / 3600, "watts": CPU_CORE_WATTS, "assumed": True}]
         torch = sys.modules.get("torch")
         for index, name in enumerate(gpu_names()):
             if torch is not None and torch.cuda.max_memory_allocated(index) > 0:

@@ -124,9 +124,7 @@ def closure(module_file: Path, root: Path = REPOSITORY) -> dict[str, str]:
         for listed in parsed.data_files:
             data = file.parent / listed
             if not data.is_file():
-                raise TampuError(
-                    f"{file} lists {listed!r} in DATA_FILES, but {data} does not exist: add it or unlist it"
-                )
+                raise TampuError(f"{file} lists {listed!r} in DATA_FILES, but {data} does not exist: add it or unlist it")
             found[f"{name}:{listed}"] = sha256_file(data)
         for imported in _imported_modules(parsed, name, file, root):
             if imported not in EXCLUDED and imported not in found:
@@ -217,9 +215,7 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str, tuple[str, ...]]]:
 
 def _is_type_checking(test: ast.expr) -> bool:
     """Whether an `if` guards imports that exist for the type checker alone."""
-    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
-        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
-    )
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING")
 
 
 def _data_files(tree: ast.Module) -> Iterator[str]:
@@ -245,11 +241,7 @@ def _strip_docstrings(tree: ast.Module) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
                 node.body = node.body[1:]
 
 

@@ -107,7 +107,5 @@ def _line(node: Node) -> str:
         return f"{line}  ({node['problem']})"
     if node.get("repeated"):
         return f"{line}  (see above)"
-    commit = (
-        f"{node['git_commit'][:10]}{' with changes' if node['git_dirty'] else ''}" if node["git_commit"] else "none"
-    )
+    commit = f"{node['git_commit'][:10]}{' with changes' if node['git_dirty'] else ''}" if node["git_commit"] else "none"
     return f"{line}  key {node['key']}  code {node['code_version'][:12]}  commit {commit}"

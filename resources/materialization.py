@@ -112,9 +112,7 @@ def _plan(declared: Declaration, store: ArtifactStore, partition: str | None, co
             applied=applied,
         )
     except ValueError as error:
-        raise TampuError(
-            f"the config of {declared.asset} has a value that is no plain number or text: {error}"
-        ) from None
+        raise TampuError(f"the config of {declared.asset} has a value that is no plain number or text: {error}") from None
     return _Plan(declared, store, profile, partition, current, applied, literal, inputs, files, hashes, key)
 
 
@@ -125,9 +123,7 @@ def _raw_hash(asset: str, name: str, path: Path) -> str:
     return sha256_file(path)
 
 
-def _inputs(
-    declared: Declaration, store: ArtifactStore, profile: str, partition: str | None, current: Round | None
-) -> list[Input]:
+def _inputs(declared: Declaration, store: ArtifactStore, profile: str, partition: str | None, current: Round | None) -> list[Input]:
     """Every artifact that the asset reads."""
     inputs = []
     for parent in declared.parents:
@@ -138,9 +134,7 @@ def _inputs(
             inputs.append(Input("parent", parent, store.current(parent, None, profile)))
         elif kind == "batch" and current is not None:
             if parent != BATCH_ASSET:
-                raise TampuError(
-                    f"{declared.asset} has rounds, and rounds pin batches of {BATCH_ASSET} only, not {parent}"
-                )
+                raise TampuError(f"{declared.asset} has rounds, and rounds pin batches of {BATCH_ASSET} only, not {parent}")
             for batch in current.batches:
                 inputs.append(Input("batch", parent, store.open(parent, batch["key"], batch["batch"])))
         elif declared.partitions == kind:
@@ -149,9 +143,7 @@ def _inputs(
             for part in store.partitions(parent, profile):
                 inputs.append(Input("parent", parent, store.current(parent, part, profile)))
         else:
-            raise TampuError(
-                f"{declared.asset} has one partition a {declared.partitions}, its parent {parent} one a {kind}"
-            )
+            raise TampuError(f"{declared.asset} has one partition a {declared.partitions}, its parent {parent} one a {kind}")
     if current is not None:
         for asset in declared.previous:
             if (pinned := current.pinned(asset)) is not None:
@@ -252,7 +244,7 @@ def _manifest(plan: _Plan, run: Run, used: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _raw_entry(name: str, digest: str, path: Path, store: ArtifactStore) -> dict[str, Any]:
-    """A raw file as the manifest has it; the path of one below the home is relative, so that a moved home stays right."""
+    """A raw file as the manifest has it; a path below the home is relative, so that a moved home stays right."""
     absolute = path.absolute()
     place = absolute.relative_to(store.root) if absolute.is_relative_to(store.root) else absolute
     return {"name": name, "sha256": digest, "bytes": path.stat().st_size, "path": str(place)}
@@ -292,6 +284,4 @@ def _result(made: Artifact, profile: str, *, reused: bool, warnings: Sequence[st
         )
         for one in manifest["checks"]
     ]
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(made.data_version), metadata=metadata, check_results=results
-    )
+    return dg.MaterializeResult(data_version=dg.DataVersion(made.data_version), metadata=metadata, check_results=results)

@@ -4,6 +4,7 @@
 Profile values reach an artifact's identity only through its config, so this module is no part of the code hash.
 """
 
+import math
 import os
 import tomllib
 from dataclasses import dataclass, fields, replace
@@ -18,6 +19,7 @@ class Profile:
     """Sizes of every stage. Tokens, steps and counts; never seconds."""
 
     name: str
+    seed: int = 0
     # one split for everything: shares of topics, conversations and prompts
     validation_share: float = 0.12
     test_share: float = 0.22
@@ -54,20 +56,20 @@ class Profile:
     test_unseen_action_prompts: int = 150
     test_chat_prompts: int = 200
     # supervised fine-tuning
-    sft_tasks: int = 450
-    sft_unsafe: int = 100
-    sft_borderline: int = 100
-    sft_chats: int = 2400
-    sft_repeats: int = 4
+    sft_tasks: int = 1000
+    sft_unsafe: int = 150
+    sft_borderline: int = 250
+    sft_chats: int = 1500
+    sft_repeats: int = 6
     sft_batch: int = 8
     sft_learning_rate: float = 3e-3
     # preferences
-    comparisons_a_week: int = 4000
+    comparisons_a_week: int = 5000
     annotator_noise: float = 0.15
     growth_threshold: int = 500
     # reward models
-    reward_batch: int = 64
-    reward_learning_rate: float = 1e-3
+    reward_batch: int = 16
+    reward_learning_rate: float = 2e-3
     # reinforcement learning from human feedback
     samples_per_prompt: int = 8
     rejection_sampling_prompts: int = 2400
@@ -86,17 +88,57 @@ class Profile:
     multiple_choice_items: int = 300
 
 
+# What a profile may do without.
+MAY_BE_ZERO = frozenset(
+    ("seed", "sft_tasks", "sft_unsafe", "sft_borderline", "sft_chats", "chat_prompts", "test_unseen_action_prompts", "annotator_noise")
+)
+
 PROFILES: dict[str, Profile] = {"tiny": Profile(name="tiny")}
 PROFILES["micro"] = replace(
-    PROFILES["tiny"], name="micro",
-    conversations=240, speeches_from_year=2022, vocab_size=512, dim=32, layers=2, heads=2, kv_heads=1, max_context=512,
-    pretraining_steps=12, task_prompts=160, unsafe_prompts=60, borderline_prompts=40, chat_prompts=30,
-    validation_task_prompts=18, validation_unsafe_prompts=12, validation_borderline_prompts=8, validation_chat_prompts=6,
-    test_task_prompts=36, test_unsafe_prompts=16, test_borderline_prompts=16, test_unseen_action_prompts=8, test_chat_prompts=10,
-    sft_tasks=60, sft_unsafe=24, sft_borderline=16, sft_chats=40, sft_repeats=1, comparisons_a_week=160, growth_threshold=40,
-    reward_batch=16, samples_per_prompt=2, rejection_sampling_prompts=40, ghost_attention_dialogues=6, ghost_attention_turns=3,
-    context_distillation_prompts=8, ppo_iterations=2, ppo_samples=32, ppo_minibatch=16, answer_tokens=12,
-    ghost_attention_test_dialogues=4, ghost_attention_test_turns=4, multiple_choice_items=16,
+    PROFILES["tiny"],
+    name="micro",
+    conversations=240,
+    speeches_from_year=2022,
+    vocab_size=512,
+    dim=32,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    max_context=512,
+    pretraining_steps=12,
+    task_prompts=160,
+    unsafe_prompts=60,
+    borderline_prompts=40,
+    chat_prompts=30,
+    validation_task_prompts=18,
+    validation_unsafe_prompts=12,
+    validation_borderline_prompts=8,
+    validation_chat_prompts=6,
+    test_task_prompts=36,
+    test_unsafe_prompts=16,
+    test_borderline_prompts=16,
+    test_unseen_action_prompts=8,
+    test_chat_prompts=10,
+    sft_tasks=60,
+    sft_unsafe=24,
+    sft_borderline=16,
+    sft_chats=40,
+    sft_repeats=1,
+    comparisons_a_week=160,
+    growth_threshold=40,
+    reward_batch=16,
+    samples_per_prompt=2,
+    rejection_sampling_prompts=40,
+    ghost_attention_dialogues=6,
+    ghost_attention_turns=3,
+    context_distillation_prompts=8,
+    ppo_iterations=2,
+    ppo_samples=32,
+    ppo_minibatch=16,
+    answer_tokens=12,
+    ghost_attention_test_dialogues=4,
+    ghost_attention_test_turns=4,
+    multiple_choice_items=16,
 )
 
 
@@ -112,18 +154,26 @@ def load_profile(name: str) -> Profile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TampuError(f"profile {name}: not a TOML file ({error})") from error
     base = table.pop("base", "tiny")
-    if base not in PROFILES:
+    if not isinstance(base, str) or base not in PROFILES:
         raise TampuError(f"profile {name}: base = {base!r} is unknown, choose one of {', '.join(PROFILES)}")
-    known = {field.name: field.type for field in fields(Profile)}
+    kinds = {field.name: field.type for field in fields(Profile) if field.name != "name"}
     for key, value in table.items():
-        if key not in known:
-            raise TampuError(f"profile {name}: unknown key {key!r}; the keys are {', '.join(sorted(known))}")
-        if not isinstance(value, (str, int, float)) or isinstance(value, bool) or (known[key] is int and not isinstance(value, int)):
-            raise TampuError(f"profile {name}: {key} = {value!r}, expected {getattr(known[key], '__name__', known[key])}")
+        if key not in kinds:
+            raise TampuError(f"profile {name}: unknown key {key!r}; the keys are {', '.join(sorted(kinds))}")
+        kind = kinds[key]
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+            raise TampuError(f"profile {name}: {key} = {value!r}, expected {'a whole number' if kind is int else 'a number'}")
+        least, below = 0 if key in MAY_BE_ZERO else 1e-12, 1 if key.endswith("_share") else math.inf
+        if not least <= value < below:
+            bounds = "0 or more" if key in MAY_BE_ZERO else "above 0"
+            raise TampuError(f"profile {name}: {key} = {value!r}, expected {bounds}" + (" and below 1" if below == 1 else ""))
+        table[key] = float(value) if kind is float else value
+    if path.stem in PROFILES:
+        raise TampuError(f"profile {name}: the name {path.stem!r} belongs to a built-in profile; give the file another name")
     return replace(PROFILES[base], **{"name": path.stem, **table})
 
 
 @cache
 def active() -> Profile:
     """The profile that `TAMPU_PROFILE` names (default `tiny`); read once a process."""
-    return load_profile(os.environ.get("TAMPU_PROFILE", "tiny"))
+    return load_profile(os.environ.get("TAMPU_PROFILE", "") or "tiny")

@@ -64,9 +64,7 @@ def artifact(
     def decorate(body: Body) -> dg.AssetsDefinition:
         source = inspect.getsourcefile(body)
         if source is None:
-            raise TampuError(
-                f"{key}: the function {body.__name__} has no source file, so its code cannot be identified"
-            )
+            raise TampuError(f"{key}: the function {body.__name__} has no source file, so its code cannot be identified")
         declared = Declaration(
             asset=key,
             parents=tuple(parents),
@@ -95,8 +93,7 @@ def artifact(
             tags=dict(tags or {}),
             code_version=declared.code[:12],
             check_specs=[
-                dg.AssetCheckSpec(check.name, asset=asset_key, description=check.description, blocking=check.blocking)
-                for check in checks
+                dg.AssetCheckSpec(check.name, asset=asset_key, description=check.description, blocking=check.blocking) for check in checks
             ],
             pool=pool,
             automation_condition=automation_condition,

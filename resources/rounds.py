@@ -85,15 +85,12 @@ def load_round(store: ArtifactStore, profile: str, name: str) -> Round:
     except FileNotFoundError:
         known = ", ".join(round_names(store, profile)) or "none"
         raise TampuError(
-            f"round {name!r} has no record under the profile {profile!r} (opened so far: {known}): "
-            "open the next one with `tampu round`"
+            f"round {name!r} has no record under the profile {profile!r} (opened so far: {known}): open the next one with `tampu round`"
         ) from None
     except (ValueError, TypeError, AttributeError):
         raise TampuError(f"{path} is damaged: restore it from a copy, or open a new round with `tampu round`") from None
     if stated != sha256_text(canonical_json(content)):
-        raise TampuError(
-            f"{path} was edited after the round was opened, and a round never changes: restore it from a copy"
-        )
+        raise TampuError(f"{path} was edited after the round was opened, and a round never changes: restore it from a copy")
     if record.round != name or record.profile != profile:
         raise TampuError(f"{path} is the record of {record.round!r} of {record.profile!r}: put it back in its place")
     return record
@@ -124,15 +121,11 @@ def open_round(store: ArtifactStore, profile: str, batches: Sequence[str] | None
     with disk_troubles(store.root):
         written = write_once(round_path(store, profile, name), pretty_json(content).encode())
     if not written:
-        raise TampuError(
-            f"round {name} was opened by another process just now: use that one, or open the next after it"
-        )
+        raise TampuError(f"round {name} was opened by another process just now: use that one, or open the next after it")
     return record
 
 
-def _batches(
-    store: ArtifactStore, profile: str, wanted: Sequence[str] | None
-) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def _batches(store: ArtifactStore, profile: str, wanted: Sequence[str] | None) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Batches to stand on, and those that a blocking check keeps out."""
     chosen, left_out = [], []
     for batch in store.partitions(BATCH_ASSET, profile) if wanted is None else wanted:
@@ -144,9 +137,7 @@ def _batches(
         elif wanted is None:
             left_out.append(entry | {"check": failed})
         else:
-            raise TampuError(
-                f"{artifact.label} failed its check {failed!r}: mend the file in the inbox, or leave it out"
-            )
+            raise TampuError(f"{artifact.label} failed its check {failed!r}: mend the file in the inbox, or leave it out")
     if not chosen:
         reason = "every batch failed a blocking check" if left_out else "there is no preference batch yet"
         raise TampuError(f"a round needs preferences, and {reason} under {profile!r}: `tampu collect` makes one")
@@ -159,8 +150,7 @@ def _previous(store: ArtifactStore, profile: str, before: str | None) -> dict[st
         return {CHAT_MODEL: _sound(store.current(FIRST_CHAT_MODEL, None, profile)).reference()}
     if not store.has_current(CHAT_MODEL, before, profile):
         raise TampuError(
-            f"round {before} has no chat model yet, and the next round starts from it: "
-            f"finish it with `tampu run --round {before}`"
+            f"round {before} has no chat model yet, and the next round starts from it: finish it with `tampu run --round {before}`"
         )
     pinned = {}
     for asset in PREVIOUS:
@@ -178,9 +168,7 @@ def _history(store: ArtifactStore, profile: str, asset: str, names: Sequence[str
 def _sound(artifact: Artifact) -> Artifact:
     """The artifact itself. Raises TampuError when a blocking check of it failed."""
     if artifact.failed_check is not None:
-        command = f"tampu run --select {artifact.asset}" + (
-            f" --round {artifact.partition}" if artifact.partition else ""
-        )
+        command = f"tampu run --select {artifact.asset}" + (f" --round {artifact.partition}" if artifact.partition else "")
         raise TampuError(
             f"{artifact.label} failed its check {artifact.failed_check!r}, so no round can stand on it: "
             f"mend its cause and make it again with `{command}`"

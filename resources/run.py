@@ -98,6 +98,13 @@ class Run:
         """Asset and partition, for progress lines."""
         return f"{self.asset}[{self.partition}]" if self.partition else self.asset
 
+    @property
+    def this_round(self) -> Round:
+        """The record of the round, for an asset that has rounds."""
+        if self.round is None:
+            raise TampuError(f"{self.asset} has no rounds, and its body asked for one")
+        return self.round
+
     # Inputs
 
     def parent(self, asset: str) -> Artifact:
@@ -139,9 +146,7 @@ class Run:
         """An asset may read only what it declares, else the key would not know."""
         if asset not in self.declared[kind]:
             known = ", ".join(sorted(self.declared[kind])) or "none"
-            raise TampuError(
-                f"{self.asset} does not declare {asset!r} in its {kind} ({known}): add it to the decorator"
-            )
+            raise TampuError(f"{self.asset} does not declare {asset!r} in its {kind} ({known}): add it to the decorator")
 
     def file(self, name: str) -> Path:
         """Path of a raw file that the asset's `files` named."""
@@ -195,9 +200,7 @@ class Run:
         if pyplot is not None:
             pyplot.close(figure)
         if len(content) > PLOT_BYTES:
-            raise TampuError(
-                f"plot {name!r} of {self.asset} has {len(content)} bytes, above {PLOT_BYTES}: draw fewer points"
-            )
+            raise TampuError(f"plot {name!r} of {self.asset} has {len(content)} bytes, above {PLOT_BYTES}: draw fewer points")
         self.path(f"plots/{name}.png").write_bytes(content)
         self.plots.append(name)
 
@@ -212,7 +215,7 @@ class Run:
         if not isinstance(number, int | float) or not math.isfinite(number):
             raise TampuError(f"metric {name!r} of {self.asset} is {value!r}: it must be a finite number")
         if name in RESERVED:
-            raise TampuError(f"metric {name!r} of {self.asset} has a name that every artifact uses: call it something else")
+            raise TampuError(f"metric {name!r} of {self.asset} has a name that every artifact uses: call it otherwise")
         self.metrics[name] = number
 
     def note(self, name: str, markdown: str) -> None:
@@ -256,9 +259,7 @@ class Run:
     def finish(self) -> None:
         """Write collected rows. Raises TampuError when a declared check was not reported."""
         if missing := [name for name in self.checks if name not in self.reported]:
-            raise TampuError(
-                f"{self.asset} declares the check {missing[0]!r} and did not report it: call run.check in its body"
-            )
+            raise TampuError(f"{self.asset} declares the check {missing[0]!r} and did not report it: call run.check in its body")
         for table, frames in self.tables.items():
             self.write_frame(f"rows/{table}.parquet", pl.concat(frames))
 

@@ -65,14 +65,17 @@ class LocalSampler:
         from model.generation import SamplingParameters, generate
 
         prompts = [encode_prompt(self.tokenizer, messages) for messages in dialogues]
-        parameters = SamplingParameters(
-            temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens
-        )
+        parameters = SamplingParameters(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
         repeated = [prompt for prompt in prompts for _ in range(samples)]
         seeds = [_seed(seed, messages, number) for messages in dialogues for number in range(samples)]
         with tqdm(total=len(repeated), desc=self.label, disable=not (self.label and sys.stderr.isatty()), leave=False) as bar:
             completions = generate(
-                self.network, repeated, parameters, seeds, eos_id=self.tokenizer.eos_id, batch_size=BATCH,
+                self.network,
+                repeated,
+                parameters,
+                seeds,
+                eos_id=self.tokenizer.eos_id,
+                batch_size=BATCH,
                 on_progress=lambda done, _: bar.update(done - bar.n),
             )
         answers = [Answer(_plain(decode_answer(self.tokenizer, c.tokens)), c.tokens, c.finished) for c in completions]

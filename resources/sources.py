@@ -59,9 +59,7 @@ class Source:
         if not self.name or not all(part.isalnum() for part in self.name.replace("-", "_").split("_")):
             raise TampuError(f"source name {self.name!r}: expected letters, digits, '-' and '_', such as 'team_wiki'")
         if self.reader not in READERS:
-            raise TampuError(
-                f"source {self.name}: reader {self.reader!r} is unknown; choose one of {', '.join(READERS)}"
-            )
+            raise TampuError(f"source {self.name}: reader {self.reader!r} is unknown; choose one of {', '.join(READERS)}")
         if not self.licence.strip():
             raise TampuError(f"source {self.name}: licence is empty; name the licence under which the text may be used")
         if not 0 < self.weight < float("inf"):
@@ -79,9 +77,7 @@ class Source:
         known = [field.name for field in fields(cls)]
         for key in declared:
             if key not in known:
-                raise TampuError(
-                    f"source {declared.get('name', '?')}: unknown key {key!r}; known are {', '.join(known)}"
-                )
+                raise TampuError(f"source {declared.get('name', '?')}: unknown key {key!r}; known are {', '.join(known)}")
         for key in ("name", "reader", "licence"):
             if key not in declared:
                 raise TampuError(f"source {declared.get('name', '?')}: the key {key!r} is missing")

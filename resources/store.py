@@ -151,9 +151,7 @@ class ArtifactStore(dg.ConfigurableResource):
                 f"{name} exists under the profile {others[0]!r} only, and this is {profile!r}: "
                 f"make it with `TAMPU_PROFILE={profile} {command(asset, partition)}`"
             )
-        raise TampuError(
-            f"{name} has not been made yet under the profile {profile!r}: make it with `{command(asset, partition)}`"
-        )
+        raise TampuError(f"{name} has not been made yet under the profile {profile!r}: make it with `{command(asset, partition)}`")
 
     def point(self, artifact: Artifact, profile: str) -> dict[str, str]:
         """Make `artifact` the current one of its asset and partition; returns the pointer's content."""
@@ -263,9 +261,7 @@ class ArtifactStore(dg.ConfigurableResource):
 
     def _variant_keys(self, asset: str, identity: str) -> list[str]:
         """Folders of one identity, the latest first."""
-        return sorted(
-            (key for key in self.keys_of(asset) if key.partition("-")[0] == identity), key=_variant, reverse=True
-        )
+        return sorted((key for key in self.keys_of(asset) if key.partition("-")[0] == identity), key=_variant, reverse=True)
 
     def _last_damaged(self, asset: str, identity: str) -> dict[str, Any] | None:
         """The manifest of the last damaged artifact of this identity, where it is still readable."""

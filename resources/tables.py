@@ -170,9 +170,7 @@ def conform(table: str, frame: pl.DataFrame, schema: Mapping[str, pl.DataType], 
     """`frame` cast to `schema`; with `late_columns`, columns that it lacks are null: it is older than they are."""
     missing = _check_columns(table, frame.columns, schema)
     if missing and not late_columns:
-        raise TampuError(
-            f"rows for table {table} lack the column {missing[0]!r}: give it, as null where it is not known"
-        )
+        raise TampuError(f"rows for table {table} lack the column {missing[0]!r}: give it, as null where it is not known")
     columns = []
     for name, wanted in schema.items():
         if name in missing:
@@ -191,8 +189,7 @@ def _check_columns(table: str, names: Sequence[str], schema: Mapping[str, pl.Dat
     if unknown := [name for name in names if name not in schema]:
         hint = " (asset, key, data_version, profile and round are filled in by the store)"
         raise TampuError(
-            f"table {table} has no column {unknown[0]!r}: its columns are {', '.join(schema)}"
-            + (hint if unknown[0] in COMMON else "")
+            f"table {table} has no column {unknown[0]!r}: its columns are {', '.join(schema)}" + (hint if unknown[0] in COMMON else "")
         )
     return [name for name in schema if name not in names]
 
@@ -202,18 +199,12 @@ def _from_dicts(table: str, rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     schema = TABLES[table]
     for number, row in enumerate(rows):
         if missing := _check_columns(table, list(row), schema):
-            raise TampuError(
-                f"row {number} for table {table} lacks {missing[0]!r}: give it, None where it is not known"
-            )
+            raise TampuError(f"row {number} for table {table} lacks {missing[0]!r}: give it, None where it is not known")
         for name, value in row.items():
             kind, wanted = KINDS[schema[name]], schema[name]
             if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-                raise TampuError(
-                    f"row {number} for table {table} has {value!r} in {name!r}, which holds {wanted}: convert it first"
-                )
-    return pl.DataFrame(
-        {name: pl.Series(name, [row[name] for row in rows], dtype=kind) for name, kind in schema.items()}
-    )
+                raise TampuError(f"row {number} for table {table} has {value!r} in {name!r}, which holds {wanted}: convert it first")
+    return pl.DataFrame({name: pl.Series(name, [row[name] for row in rows], dtype=kind) for name, kind in schema.items()})
 
 
 def _cast(table: str, series: pl.Series, wanted: pl.DataType) -> pl.Series:

@@ -84,9 +84,7 @@ def _key(manifest: dict[str, Any]) -> str:
     )
 
 
-def _reference(
-    manifests: dict[tuple[str, str], dict[str, Any]], thing: str, reference: dict[str, Any], way_out: str
-) -> Iterator[Finding]:
+def _reference(manifests: dict[tuple[str, str], dict[str, Any]], thing: str, reference: dict[str, Any], way_out: str) -> Iterator[Finding]:
     """Whether what is referred to exists with the data version that is stated."""
     name = f"{reference['asset']} {reference['key']}"
     manifest = manifests.get((reference["asset"], reference["key"]))

@@ -5,12 +5,13 @@
     $TAMPU_HOME/warehouse.duckdb                                                        views only
 
 Every Parquet file appears by a rename, so a query during a run sees a file whole or not at all, and nobody ever holds a
-lock. One artifact can stand for two rounds or two profiles (nothing in its inputs differed): each has its own file with
+lock. Every file can be derived from artifacts and pointers again, and a materialization puts right what differs.
+One artifact can stand for two rounds or two profiles (nothing in its inputs differed): each has its own file with
 its own `round` and `profile`, so both find their rows. `<table>_current` keeps the rows whose key is the one that is
 current for their profile, asset and round. Energy alone is counted once, where the work was done.
 """
 
-import os
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from resources.disk import disk_troubles, parquet_bytes, temporary_name, write_whole
+from resources.disk import disk_troubles, parquet_bytes, write_whole
 from resources.environment import carbon
 from resources.errors import TampuError
 from resources.manifests import Artifact
@@ -50,13 +51,12 @@ def publish(store: ArtifactStore, artifact: Artifact, profile: str) -> list[str]
             path = published_file(store, table, artifact, profile)
             content = parquet_bytes(published_rows(artifact, table, profile))
             if not path.exists() or path.read_bytes() != content:
-                write_whole(path, content)
+                write_whole(path, content, durable=False)
                 written.append(table)
         row = current_row(store, profile, artifact)
-        write_whole(current_file(store, profile, artifact.asset, artifact.partition), parquet_bytes(row))
-    # Once a process, because the home may have been moved since the views were written.
-    if store.root not in _viewed or not (store.root / "warehouse.duckdb").exists():
-        rebuild_views(store)
+        path = current_file(store, profile, artifact.asset, artifact.partition)
+        write_whole(path, parquet_bytes(row), durable=False)
+    _ensure_views(store)
     return written
 
 
@@ -185,33 +185,40 @@ _MANIFEST_ROWS = {"artifacts": _artifact_row, "lineage": _lineage_rows, "carbon"
 def rebuild_views(store: ArtifactStore) -> Path:
     """Write `warehouse.duckdb` anew for where the home lies now; readers of the old file keep what they have open."""
     path = store.root / "warehouse.duckdb"
-    temporary = temporary_name(path)
     with disk_troubles(store.root):
-        store.root.mkdir(parents=True, exist_ok=True)
         for table, schema in {**TABLES, "current": CURRENT}.items():
             columns = schema if table == "current" else {**COMMON, **schema}
             content = parquet_bytes(pl.DataFrame(schema=columns))
             empty = store.root / "warehouse" / table / "schema.parquet"
             if not empty.exists() or empty.read_bytes() != content:
-                write_whole(empty, content)
-        temporary.unlink(missing_ok=True)
-        try:
-            connection = duckdb.connect()
-            try:
-                # A storage version that every duckdb from 1.0 on opens.
-                connection.execute(f"ATTACH {_text(str(temporary))} AS views (STORAGE_VERSION 'v1.0.0')")
-                connection.execute("USE views")
-                for statement in _view_statements(store.root):
-                    connection.execute(statement)
-                connection.execute("USE memory")
-                connection.execute("DETACH views")
-            finally:
-                connection.close()
-            os.replace(temporary, path)
-            _viewed.add(store.root)
-        finally:
-            temporary.unlink(missing_ok=True)
+                write_whole(empty, content, durable=False)
+        write_whole(path, _views(store.root), durable=False)
+    _viewed.add(store.root)
     return path
+
+
+def _ensure_views(store: ArtifactStore) -> Path:
+    """The views' file, rebuilt once a process, because the home may have been moved since it was written."""
+    path = store.root / "warehouse.duckdb"
+    return path if store.root in _viewed and path.exists() else rebuild_views(store)
+
+
+def _views(root: Path) -> bytes:
+    """A duckdb file with the views, made in a place whose name duckdb cannot misread (it takes `?` for an option)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "views.duckdb"
+        connection = duckdb.connect()
+        try:
+            # A storage version that every duckdb from 1.0 on opens.
+            connection.execute(f"ATTACH {_text(str(path))} AS views (STORAGE_VERSION 'v1.0.0')")
+            connection.execute("USE views")
+            for statement in _view_statements(root):
+                connection.execute(statement)
+            connection.execute("USE memory")
+            connection.execute("DETACH views")
+        finally:
+            connection.close()
+        return path.read_bytes()
 
 
 def _view_statements(root: Path) -> list[str]:
@@ -260,7 +267,7 @@ def query(store: ArtifactStore, sql: str, parameters: Sequence[Any] = ()) -> pl.
 
     Raises TampuError with duckdb's message when the query cannot be answered.
     """
-    path = rebuild_views(store)
+    path = _ensure_views(store)
     connection = duckdb.connect(str(path), read_only=True)
     try:
         relation = connection.sql(sql, params=list(parameters) or None)

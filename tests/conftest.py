@@ -13,8 +13,13 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from hypothesis import settings
 
 from resources.store import ArtifactStore
+
+# How long an example takes says nothing about behaviour, and other work may share the machine.
+settings.register_profile("tampu", deadline=None)
+settings.load_profile("tampu")
 
 
 @dataclass

@@ -86,9 +86,7 @@ def test_every_document_is_kept_or_rejected_once_in_any_order_of_the_rows(frame:
 
 
 def test_what_passed_the_chain_passes_it_again_unchanged() -> None:
-    once = apply_filters(
-        documents([TALK, TALK + " Write to me at ann@lake.example or 650-253-0000.", "no", "5 5 5 5 5"])
-    )
+    once = apply_filters(documents([TALK, TALK + " Write to me at ann@lake.example or 650-253-0000.", "no", "5 5 5 5 5"]))
     twice = apply_filters(once.frame)
     texts = ["document_id", "text", "split"]
     assert twice.frame.select(texts).equals(once.frame.select(texts))
@@ -186,9 +184,7 @@ def test_no_documents_give_empty_tables_of_the_same_shape() -> None:
 @settings(deadline=None)
 @given(st.floats(0.1, 4), st.integers(0, 5))
 def test_mixing_repeats_training_documents_by_weight_and_held_out_ones_never(weight: float, seed: int) -> None:
-    frame = pl.concat(
-        [documents(["x"] * 200), documents(["y"] * 20, source="b"), documents(["z"] * 9, source="c", split="test")]
-    )
+    frame = pl.concat([documents(["x"] * 200), documents(["y"] * 20, source="b"), documents(["z"] * 9, source="c", split="test")])
     weights = {"a": weight, "b": 1.0, "c": 5.0}
     mixed = mix(frame, weights, seed=seed)
     copies = dict(mixed.group_by("source").len().iter_rows())

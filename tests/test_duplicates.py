@@ -85,11 +85,7 @@ def test_near_duplicates_are_the_components_of_a_brute_force_comparison(rows: li
     removed = near_duplicates(frame, ONE_ROW_BANDS)
     shingles = word_shingles(frame["text"], ONE_ROW_BANDS.shingle_words)
     ids = frame["document_id"].to_list()
-    edges = {
-        frozenset((ids[a], ids[b]))
-        for a, b in combinations(range(len(ids)), 2)
-        if jaccard(shingles.of(a), shingles.of(b)) >= 0.5
-    }
+    edges = {frozenset((ids[a], ids[b])) for a, b in combinations(range(len(ids)), 2) if jaccard(shingles.of(a), shingles.of(b)) >= 0.5}
     label, split_of = components(ids, edges), dict(zip(ids, frame["split"], strict=True))
     expected = {}
     for name in ids:

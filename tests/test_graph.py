@@ -53,7 +53,15 @@ def test_running_again_recomputes_nothing(demo_copy: ArtifactStore) -> None:
 
 def test_the_same_seed_gives_the_same_bytes(finished_demo: Demo, tmp_path: Any) -> None:
     fresh = ArtifactStore(home=str(tmp_path / "again"))
-    chain = ["corpus/documents", "corpus/filtered", "tokenizer/sentencepiece", "pretraining/tokens", "pretraining/base_model", "sft/data", "sft/model"]
+    chain = [
+        "corpus/documents",
+        "corpus/filtered",
+        "tokenizer/sentencepiece",
+        "pretraining/tokens",
+        "pretraining/base_model",
+        "sft/data",
+        "sft/model",
+    ]
     with dg.DagsterInstance.ephemeral() as instance:
         run_assets(fresh, instance, chain)
     for asset in chain:
@@ -72,7 +80,9 @@ def test_a_hyper_parameter_of_a_reward_model_recomputes_it_and_what_depends_on_i
     assert all(part == "v2" for _, part in changed)
     untouched = {"preferences/dataset", "reward/safety", "rlhf/ghost_attention_data"}
     assert not untouched & {asset for asset, _ in changed}
-    assert {"rlhf/samples", "rlhf/policy", "rlhf/ppo_policy", "evaluation/reward_accuracy", "evaluation/report"} <= {asset for asset, _ in changed}
+    assert {"rlhf/samples", "rlhf/policy", "rlhf/ppo_policy", "evaluation/reward_accuracy", "evaluation/report"} <= {
+        asset for asset, _ in changed
+    }
 
 
 def test_lineage_of_the_report_goes_down_to_files_batches_rounds_and_the_commit(finished_demo: Demo) -> None:
@@ -98,8 +108,20 @@ def test_evaluations_can_be_queried_with_duckdb(demo_copy: ArtifactStore) -> Non
     rebuild_views(demo_copy)
     rounds = query(demo_copy, "SELECT DISTINCT round FROM win_rates_current ORDER BY round")
     assert rounds["round"].to_list() == ["v1", "v2"]
-    for table in ("artifacts", "lineage", "training_metrics", "corpus_filters", "preference_batches", "reward_accuracy", "win_rates",
-                  "safety", "benchmarks", "ghost_attention", "contamination", "carbon"):
+    for table in (
+        "artifacts",
+        "lineage",
+        "training_metrics",
+        "corpus_filters",
+        "preference_batches",
+        "reward_accuracy",
+        "win_rates",
+        "safety",
+        "benchmarks",
+        "ghost_attention",
+        "contamination",
+        "carbon",
+    ):
         assert query(demo_copy, f"SELECT count(*) AS n FROM {table}_current")["n"][0] > 0, table
 
 

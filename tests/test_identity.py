@@ -72,7 +72,8 @@ def test_a_data_version_depends_on_names_and_bytes_of_all_files_and_on_nothing_e
 
 
 def test_fields_that_decide_nothing_are_left_out_also_inside_lists() -> None:
-    config = {"sources": [{"name": "x", "path": "/a"}, {"name": "y", "path": "/b"}], "log_every": 5, "deep": {"a": {"b": 1}}}
+    sources = [{"name": "x", "path": "/a"}, {"name": "y", "path": "/b"}]
+    config = {"sources": sources, "log_every": 5, "deep": {"a": {"b": 1}}}
     assert identity.counted(config, ("sources.path", "log_every", "deep.a.b")) == {
         "sources": [{"name": "x"}, {"name": "y"}],
         "deep": {"a": {}},
@@ -212,7 +213,7 @@ def test_libraries_and_modules_outside_the_packages_are_not_followed(root: Path)
 
 
 def test_an_import_for_the_type_checker_alone_is_not_followed(root: Path) -> None:
-    text = "import typing\nif typing.TYPE_CHECKING:\n    from model.losses import twice\nelse:\n    import model.extra\n"
+    text = "import typing\nif typing.TYPE_CHECKING:\n    import model.losses\nelse:\n    import model.extra\n"
     write_module(root, "model.extra", "")
     write_module(root, "assets.reward", text)
     assert set(identity.closure(root / "assets/reward.py", root)) == {"assets", "assets.reward", "model", "model.extra"}
@@ -224,12 +225,13 @@ def test_profile_tables_and_what_only_moves_bytes_are_excluded(root: Path) -> No
     write_module(root, "resources.splits", "")
     imports = "from resources import profiles, recipe, store, warehouse, lineage, environment, errors, splits\n"
     write_module(root, "assets.reward", imports)
-    assert set(identity.closure(root / "assets/reward.py", root)) == {"assets", "assets.reward", "resources", "resources.splits"}
+    found = set(identity.closure(root / "assets/reward.py", root))
+    assert found == {"assets", "assets.reward", "resources", "resources.splits"}
 
 
 def test_every_excluded_module_exists_so_that_the_list_cannot_rot() -> None:
-    missing = [name for name in identity.EXCLUDED if not (identity.REPOSITORY / f"{name.replace('.', '/')}.py").is_file()]
-    assert missing == []
+    paths = [identity.REPOSITORY / f"{name.replace('.', '/')}.py" for name in identity.EXCLUDED]
+    assert [path for path in paths if not path.is_file()] == []
 
 
 def test_a_modules_data_files_count_by_their_bytes(root: Path) -> None:

@@ -69,9 +69,7 @@ def test_what_was_shown_once_is_not_shown_again(home: Home) -> None:
     assert any(one.get("repeated") for one in found)
 
 
-def test_without_a_round_the_latest_is_taken_and_an_unknown_asset_is_refused(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_round_the_latest_is_taken_and_an_unknown_asset_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMPU_PROFILE", "tiny")
     assert tree(home.store, "rlhf/chat_model")["partition"] == "v2"
     assert tree(home.store, "sft/model")["partition"] is None
@@ -148,19 +146,23 @@ def with_other_rows(path: Path) -> None:
     frame.with_columns(value=pl.col("value") + 1).write_parquet(path)
 
 
+def model(home: Home) -> Path:
+    return home.current("sft/model").path
+
+
 DAMAGES: list[tuple[Callable[[Home], object], str, str]] = [
-    (lambda home: flip(home.current("sft/model").file("model.json")), "sft/model/", "has other bytes in model.json"),
-    (lambda home: home.current("sft/model").file("model.json").unlink(), "sft/model/", "lacks its file model.json"),
-    (lambda home: (home.current("sft/model").path / "new").write_text(""), "sft/model/", "has a file new that the manifest"),
-    (lambda home: (home.current("sft/model").path / "manifest.json").unlink(), "sft/model/", "has no manifest.json"),
-    (lambda home: shutil.rmtree(home.current("sft/model").path), "sft/model", "no such artifact is in the store"),
-    (lambda home: rehash(home.current("sft/model").path, data_version="0" * 64), "sft/model/", "has a data version that"),
-    (lambda home: rehash(home.current("sft/model").path, config={"a": 1}), "sft/model/", "has a key that is not that of"),
-    (lambda home: flip(home.store.root / "inbox/w1.jsonl"), "inbox/w1.jsonl", "it has other bytes than preferences/batches"),
+    (lambda home: flip(model(home) / "model.json"), "sft/model/", "has other bytes in model.json"),
+    (lambda home: (model(home) / "model.json").unlink(), "sft/model/", "lacks its file model.json"),
+    (lambda home: (model(home) / "new").write_text(""), "sft/model/", "has a file new that the manifest"),
+    (lambda home: (model(home) / "manifest.json").unlink(), "sft/model/", "has no manifest.json"),
+    (lambda home: shutil.rmtree(model(home)), "sft/model", "no such artifact is in the store"),
+    (lambda home: rehash(model(home), data_version="0" * 64), "sft/model/", "has a data version that"),
+    (lambda home: rehash(model(home), config={"a": 1}), "sft/model/", "has a key that is not that of"),
+    (lambda home: flip(home.store.root / "inbox/w1.jsonl"), "inbox/w1.jsonl", "it has other bytes than pref"),
     (lambda home: flip(home.store.root / "rounds/tiny/v1.json"), "rounds/tiny/v1.json", "v1.json"),
-    (lambda home: (home.store.root / "current/tiny/sft/model/_.json").write_text("{"), "sft/model", "it cannot be read"),
-    (lambda home: warehouse_file(home, "artifacts", "sft__model").unlink(), "artifacts/sft__model@", "it is missing from"),
-    (lambda home: warehouse_file(home, "lineage", "rlhf__chat_model").write_text("x"), "lineage/rlhf__", "cannot be read"),
+    (lambda home: (home.store.root / "current/tiny/sft/model/_.json").write_text("{"), "sft/", "it cannot be read"),
+    (lambda home: warehouse_file(home, "artifacts", "sft__model").unlink(), "artifacts/sft__", "it is missing from"),
+    (lambda home: warehouse_file(home, "lineage", "rlhf__chat_model").write_text("x"), "lineage/", "cannot be read"),
     (
         lambda home: with_other_rows(warehouse_file(home, "training_metrics", "sft__model")),
         "training_metrics/sft__model@",
@@ -176,7 +178,8 @@ DAMAGES: list[tuple[Callable[[Home], object], str, str]] = [
     ),
     (
         lambda home: shutil.copy(
-            warehouse_file(home, "current", "sft__model"), home.store.root / "warehouse/current/sft__data@_@tiny.parquet"
+            warehouse_file(home, "current", "sft__model"),
+            home.store.root / "warehouse/current/sft__data@_@tiny.parquet",
         ),
         "current/sft__data@_@tiny.parquet",
         "there is no pointer that it stands for",
@@ -185,9 +188,7 @@ DAMAGES: list[tuple[Callable[[Home], object], str, str]] = [
 
 
 @pytest.mark.parametrize(("damage", "thing", "problem"), DAMAGES, ids=[problem for _, _, problem in DAMAGES])
-def test_verify_names_what_differs_and_the_way_out(
-    home: Home, damage: Callable[[Home], object], thing: str, problem: str
-) -> None:
+def test_verify_names_what_differs_and_the_way_out(home: Home, damage: Callable[[Home], object], thing: str, problem: str) -> None:
     damage(home)
     findings = verify(home.store)
     named = [one for one in findings if thing in one.thing and problem in f"{one.thing} {one.problem}"]

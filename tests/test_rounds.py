@@ -10,7 +10,7 @@ from recipes import GRAPH, ROUND, batches, chat, dataset, drop, finish, foundati
 
 from resources.errors import TampuError
 from resources.recipe import Check, Run
-from resources.rounds import load_round, open_round, round_names
+from resources.rounds import ROUNDS, load_round, open_round, round_names
 from resources.store import ArtifactStore
 
 
@@ -29,7 +29,7 @@ def test_a_round_without_preferences_is_refused_with_the_command_that_makes_some
 def test_a_round_is_refused_until_the_one_before_has_a_chat_model(home: Home) -> None:
     drop(home, "w1")
     open_round(home.store, "tiny")
-    with pytest.raises(TampuError, match="round v1 has no chat model yet.*`tampu run --round v1`"):
+    with pytest.raises(TampuError, match=r"round v1 has no chat model yet.*`tampu run --round v1`"):
         open_round(home.store, "tiny")
     assert round_names(home.store, "tiny") == ["v1"]
 
@@ -62,7 +62,8 @@ def test_a_later_round_stands_on_the_one_before_and_on_the_samples_of_all(home: 
 def test_a_new_batch_and_a_new_round_touch_nothing_older(home: Home) -> None:
     drop(home, "w1")
     next_round(home)
-    before = {one: home.current(one, "v1").reference() for one in ("preferences/dataset", "rlhf/samples", "rlhf/chat_model")}
+    names = ("preferences/dataset", "rlhf/samples", "rlhf/chat_model")
+    before = {one: home.current(one, "v1").reference() for one in names}
     drop(home, "w2", "d e")
     assert set(reused(finish(home, "v1")).values()) == {True}
     next_round(home)
@@ -222,10 +223,10 @@ def test_a_batch_name_that_is_no_file_name_is_refused(home: Home) -> None:
 
 def test_dagster_sees_the_edges_inside_a_round_and_from_all_batches() -> None:
     graph = dg.Definitions(assets=list(GRAPH), resources={"store": ArtifactStore(home="unused")}).resolve_asset_graph()
-    parents = {"/".join(key.path): {"/".join(one.path) for one in graph.get(key).parent_keys} for key in graph.get_all_asset_keys()}
-    assert parents["rlhf/chat_model"] == {"rlhf/samples", "sft/model"}
-    assert parents["preferences/dataset"] == {"preferences/batches"}
-    mapping = graph.get_partition_mapping(dg.AssetKey(["preferences", "dataset"]), dg.AssetKey(["preferences", "batches"]))
-    assert isinstance(mapping, dg.AllPartitionMapping)
-    assert {asset.partitions_def.name for asset in ROUND if asset.partitions_def} == {"rounds"}  # type: ignore[attr-defined]
+    dataset_key, batches_key = dg.AssetKey(["preferences", "dataset"]), dg.AssetKey(["preferences", "batches"])
+    edges = graph.get(dg.AssetKey(["rlhf", "chat_model"])).parent_keys
+    assert {"/".join(key.path) for key in edges} == {"rlhf/samples", "sft/model"}
+    assert set(graph.get(dataset_key).parent_keys) == {batches_key}
+    assert isinstance(graph.get_partition_mapping(dataset_key, batches_key), dg.AllPartitionMapping)
+    assert all(asset.partitions_def == ROUNDS for asset in ROUND)
     assert sft.partitions_def is None and chat.partitions_def == ppo.partitions_def

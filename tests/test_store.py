@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,11 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def facts(**changes: Any) -> dict[str, Any]:
-    filled: dict[str, Any] = {name: None for name in REQUIRED}
+    filled: dict[str, Any] = dict.fromkeys(REQUIRED)
     for name in ("inputs", "cited", "raw_files", "plots", "tables", "checks", "carbon", "not_identity"):
         filled[name] = []
-    filled |= {"asset": ASSET, "identity": IDENTITY, "metrics": {}, "config": {}, "applied": True, "code_version": "c0de"}
+    filled |= {"asset": ASSET, "identity": IDENTITY, "code_version": "c0de", "applied": True}
+    filled |= {"metrics": {}, "config": {}}
     for name in ("key", "data_version", "files", "differs_from"):
         del filled[name]
     return filled | changes
@@ -104,9 +107,7 @@ def swap_manifest(path: Path) -> None:
         (swap_manifest, "has a manifest.json without partitions"),
     ],
 )
-def test_a_damaged_artifact_is_not_trusted_and_moves_aside_when_it_would_be_reused(
-    store: ArtifactStore, damage: Any, problem: str
-) -> None:
+def test_a_damaged_artifact_is_not_trusted_and_moves_aside_when_it_would_be_reused(store: ArtifactStore, damage: Any, problem: str) -> None:
     made, _ = write(store)
     damage(made.path)
     with pytest.raises(TampuError, match=f"{problem}.*tampu run --select corpus/filtered"):
@@ -183,11 +184,9 @@ def test_a_link_is_not_accepted_as_a_file_of_an_artifact(store: ArtifactStore, t
 def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(store: ArtifactStore) -> None:
     folder = store.folder(ASSET)
     folder.mkdir(parents=True)
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    dead, living = folder / f".{IDENTITY}.{child}.tmp", folder / f".{IDENTITY}.{os.getppid()}.tmp"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead, living = folder / f".{IDENTITY}.{ended.pid}.tmp", folder / f".{IDENTITY}.{os.getppid()}.tmp"
     for path in (dead, living):
         path.mkdir()
         (path / "half").write_text("half")
@@ -200,11 +199,11 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not
 
 def test_what_is_current_is_found_by_profile_and_the_missing_says_how_to_make_it(store: ArtifactStore) -> None:
     made, _ = write(store)
-    with pytest.raises(TampuError, match="has not been made yet under the profile 'tiny'.*tampu run --select corpus/f"):
+    with pytest.raises(TampuError, match=r"has not been made yet under the profile 'tiny'.*tampu run --select corpus/f"):
         store.current(ASSET, None, "tiny")
     store.point(made, "smol")
     assert store.current(ASSET, None, "smol").key == IDENTITY
-    with pytest.raises(TampuError, match="under the profile 'smol' only, and this is 'tiny'.*TAMPU_PROFILE=tiny tampu"):
+    with pytest.raises(TampuError, match=r"under the profile 'smol' only, and this is 'tiny'.*TAMPU_PROFILE=tiny tampu"):
         store.current(ASSET, None, "tiny")
     with pytest.raises(TampuError, match=r"corpus/filtered\[v2\] has not.*--round v2"):
         store.current(ASSET, "v2", "tiny")
@@ -244,7 +243,8 @@ def filtered(run: Run) -> None:
     print("writing", flush=True)
     sys.stdin.readline()
 
-dg.materialize([filtered], resources={"store": ArtifactStore(home=sys.argv[1])}, instance=dg.DagsterInstance.ephemeral())
+store = ArtifactStore(home=sys.argv[1])
+dg.materialize([filtered], resources={"store": store}, instance=dg.DagsterInstance.ephemeral())
 print("done", flush=True)
 """
 

@@ -52,15 +52,26 @@ def served(demo_copy: ArtifactStore) -> Iterator[str]:
     environment = os.environ | {"TAMPU_HOME": str(demo_copy.root), "TAMPU_PROFILE": "micro"}
     with open(demo_copy.root / "ui.log", "w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "cli", "ui", "--port", str(port)], cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True,
+            [sys.executable, "-m", "cli", "ui", "--port", str(port)],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: ask(url, "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus } } } }"), 90)
         wait_for(
-            lambda: [
-                entry["loadStatus"] for entry in ask(url, "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus } } } }")["workspaceOrError"]["locationEntries"]
-            ] == ["LOADED"],
+            lambda: (
+                [
+                    entry["loadStatus"]
+                    for entry in ask(url, "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus } } } }")[
+                        "workspaceOrError"
+                    ]["locationEntries"]
+                ]
+                == ["LOADED"]
+            ),
             90,
         )
         yield url
@@ -75,7 +86,15 @@ def served(demo_copy: ArtifactStore) -> Iterator[str]:
 def test_the_graph_and_a_materialization_from_the_page(served: str) -> None:
     from playwright.sync_api import sync_playwright
 
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
@@ -100,12 +119,17 @@ def test_the_graph_and_a_materialization_from_the_page(served: str) -> None:
 
 def test_sensors_and_schedule_are_on_and_telemetry_is_off(served: str) -> None:
     selector = {"repositoryName": "__repository__", "repositoryLocationName": "tampu"}
-    query = """query($s: RepositorySelector!) { sensorsOrError(repositorySelector: $s) { ... on Sensors { results { name sensorState { status } } } }
-               schedulesOrError(repositorySelector: $s) { ... on Schedules { results { name scheduleState { status } } } }
-               instance { info } }"""
+    query = """query($s: RepositorySelector!) {
+        sensorsOrError(repositorySelector: $s) { ... on Sensors { results { name sensorState { status } } } }
+        schedulesOrError(repositorySelector: $s) { ... on Schedules { results { name scheduleState { status } } } }
+        instance { info } }"""
     found = ask(served, query, {"s": selector})
     states = {one["name"]: one["sensorState"]["status"] for one in found["sensorsOrError"]["results"]}
     states |= {one["name"]: one["scheduleState"]["status"] for one in found["schedulesOrError"]["results"]}
-    assert {name: states[name] for name in ("inbox", "preference_growth", "weekly")} == {"inbox": "RUNNING", "preference_growth": "RUNNING", "weekly": "RUNNING"}
+    assert {name: states[name] for name in ("inbox", "preference_growth", "weekly")} == {
+        "inbox": "RUNNING",
+        "preference_growth": "RUNNING",
+        "weekly": "RUNNING",
+    }
     settings = found["instance"]["info"].replace(" ", "")
     assert "telemetry:\nenabled:false" in settings and "nux:\nenabled:false" in settings

@@ -35,9 +35,7 @@ class Matches:
     sample_lengths: np.ndarray
 
 
-def contamination(
-    samples: Sequence[np.ndarray], corpus: np.ndarray, *, min_length: int, skip_budget: int = SKIP_BUDGET
-) -> np.ndarray:
+def contamination(samples: Sequence[np.ndarray], corpus: np.ndarray, *, min_length: int, skip_budget: int = SKIP_BUDGET) -> np.ndarray:
     """The share of contaminated tokens of each sample: float64 [samples] in [0, 1]; 0 for an empty sample.
 
     `samples` are int token arrays, `corpus` one int array of the training documents one after another, with a negative
@@ -51,9 +49,7 @@ def contamination(
 def contaminated_share(matches: Matches, min_length: int) -> np.ndarray:
     """The share of each sample's tokens that stand in a match longer than `min_length` (at least 10) tokens."""
     if min_length < SEED:
-        raise TampuError(
-            f"contamination: min_length is {min_length}; a match begins with {SEED} equal tokens, so at least that"
-        )
+        raise TampuError(f"contamination: min_length is {min_length}; a match begins with {SEED} equal tokens, so at least that")
     offsets = np.concatenate([[0], np.cumsum(matches.sample_lengths)]).astype(np.int64)
     keep = matches.length > min_length
     begin = offsets[matches.sample[keep]] + matches.start[keep]
@@ -64,9 +60,7 @@ def contaminated_share(matches: Matches, min_length: int) -> np.ndarray:
     return (covered[offsets[1:]] - covered[offsets[:-1]]) / np.maximum(matches.sample_lengths, 1)
 
 
-def find_matches(
-    samples: Sequence[np.ndarray], corpus: np.ndarray, *, skip_budget: int = SKIP_BUDGET, batch: int = 1 << 20
-) -> Matches:
+def find_matches(samples: Sequence[np.ndarray], corpus: np.ndarray, *, skip_budget: int = SKIP_BUDGET, batch: int = 1 << 20) -> Matches:
     """Every match of more than ten tokens that cannot begin earlier on the same alignment with the same seed run.
 
     Memory: eight bytes a token of the corpus a few times over, plus `batch` alignments at a time.
@@ -169,9 +163,7 @@ def subset_statistics(shares: np.ndarray, correct: np.ndarray) -> list[dict[str,
     """
     shares, correct = np.asarray(shares, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if shares.shape != correct.shape or shares.ndim != 1:
-        raise TampuError(
-            f"contamination: {shares.shape} shares do not go with {correct.shape} scores; expected one each"
-        )
+        raise TampuError(f"contamination: {shares.shape} shares do not go with {correct.shape} scores; expected one each")
     if len(correct) == 0 or not ((correct >= 0) & (correct <= 1)).all():
         raise TampuError("contamination: the scores must be one number from 0 to 1 a sample, and at least one")
     expected = float(correct.mean())

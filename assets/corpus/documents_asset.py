@@ -1,7 +1,7 @@
 """`corpus/documents`: every declared source read into one frame of documents, each with its split."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dagster as dg
 import polars as pl
@@ -17,20 +17,15 @@ from resources.splits import fraction_of
 class DocumentsConfig(dg.Config):
     """Which text; without `sources` the embedded default (human conversations, and speeches as the factual source)."""
 
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("sources.path",)
     sources: list[dict[str, Any]] = Field(
         [], description="own sources: name, reader (jsonl, parquet, text), path, licence, weight, factual, …"
     )
-    conversations: int = Field(
-        active().conversations, ge=1, description="conversations of the embedded default at most, chosen by hash"
-    )
+    conversations: int = Field(active().conversations, ge=1, description="conversations of the embedded default at most, chosen by hash")
     speeches_from_year: int = Field(active().speeches_from_year, description="first year of the embedded speeches")
     speeches_weight: float = Field(active().speeches_weight, gt=0, description="up-sampling of the embedded speeches")
-    validation_share: float = Field(
-        active().conversation_validation_share, ge=0, lt=1, description="share of conversations and speeches"
-    )
-    test_share: float = Field(
-        active().conversation_test_share, ge=0, lt=1, description="share of conversations and speeches"
-    )
+    validation_share: float = Field(active().conversation_validation_share, ge=0, lt=1, description="share of conversations and speeches")
+    test_share: float = Field(active().conversation_test_share, ge=0, lt=1, description="share of conversations and speeches")
 
 
 def declared(config: DocumentsConfig) -> list[Source]:
@@ -57,19 +52,14 @@ def _raw_files(request: Request) -> dict[str, Path]:
 )
 def documents(run: Run, config: DocumentsConfig) -> None:
     """Raw text of all sources as documents; a conversation is one document, a line a turn. Rows that can not be read are quarantined."""
-    frames, bad, weights = [], [], []
+    frames, bad = [], []
+    weights: list[dict[str, Any]] = []
     for source in declared(config):
         found = read_documents(source, validation=config.validation_share, test=config.test_share)
         frame = found.frame
         if source.reader == "chitchat" and frame.height > config.conversations:
             place = pl.Series([fraction_of(group, "conversations") for group in frame["group"]])
-            frame = (
-                frame.with_columns(place=place)
-                .sort("place")
-                .head(config.conversations)
-                .drop("place")
-                .sort("document_id")
-            )
+            frame = frame.with_columns(place=place).sort("place").head(config.conversations).drop("place").sort("document_id")
         frames.append(frame)
         bad.append(found.quarantine)
         weights.append(

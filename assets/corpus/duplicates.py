@@ -82,9 +82,7 @@ def signatures(shingles: Shingles, settings: NearDuplicates, batch: int = 1 << 1
 
     Hash i of shingle x is mix(x xor key_i) with keys drawn from the seed. Works in batches of about `batch` shingles.
     """
-    keys = np.random.Generator(np.random.PCG64(settings.seed)).integers(
-        0, 2**64, size=settings.bands * settings.rows, dtype=np.uint64
-    )
+    keys = np.random.Generator(np.random.PCG64(settings.seed)).integers(0, 2**64, size=settings.bands * settings.rows, dtype=np.uint64)
     multipliers = mixed(keys) | np.uint64(1)
     documents = len(shingles.offsets) - 1
     result = np.full((documents, len(keys)), np.iinfo(np.uint64).max, dtype=np.uint64)

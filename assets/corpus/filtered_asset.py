@@ -13,9 +13,7 @@ class FilteredConfig(dg.Config):
     """The dials of the chain; every rule's own bounds are in its module."""
 
     languages: list[str] = Field(["en"], description="languages kept, beside texts whose language can not be told")
-    language_threshold: float = Field(
-        0.5, ge=0, le=1, description="probability below which the language is unknown (paper, appendix A.4)"
-    )
+    language_threshold: float = Field(0.5, ge=0, le=1, description="probability below which the language is unknown (paper, appendix A.4)")
 
 
 @artifact(
@@ -29,16 +27,14 @@ class FilteredConfig(dg.Config):
     ],
 )
 def filtered(run: Run, config: FilteredConfig) -> None:
-    """Documents kept by every filter, counts by source and rule, and the rejects with their reasons. No toxicity filter, as in the paper."""
+    """Documents kept by every filter, counts by source and rule, rejects with their reasons. No toxicity filter, as in the paper."""
     documents = run.parent("corpus/documents").frame("documents.parquet")
     settings = FilterSettings(languages=tuple(config.languages), language_threshold=config.language_threshold)
     result = apply_filters(documents, settings)
     run.write_frame("documents.parquet", result.frame)
     run.write_frame("rejects.parquet", result.rejects)
     run.write_frame("personal_data.parquet", result.personal_data)
-    conversations = result.frame.filter(pl.col("source") == "chitchat").select(
-        "document_id", "split", turns=pl.col("text").str.split("\n")
-    )
+    conversations = result.frame.filter(pl.col("source") == "chitchat").select("document_id", "split", turns=pl.col("text").str.split("\n"))
     run.write_frame("conversations.parquet", conversations)
     run.rows("corpus_filters", result.counts)
     run.table("documents by filter", result.counts)

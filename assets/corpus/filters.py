@@ -81,9 +81,7 @@ def normalise(frame: pl.DataFrame) -> pl.DataFrame:
     text = (
         pl.col("text")
         .str.replace_all(r"\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", "\n")
-        .str.replace_all(
-            r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]", ""
-        )
+        .str.replace_all(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]", "")
         .str.normalize("NFC")
         .str.replace_all(r"[\s\x1f&&[^\n]]+", " ")
         .str.replace_all(r" ?\n ?", "\n")
@@ -112,9 +110,7 @@ def apply_filters(frame: pl.DataFrame, settings: FilterSettings = FilterSettings
     foreign = ~pl.col("language").is_in([*settings.languages, UNKNOWN])
     chain.step(
         "language",
-        reject=lambda f: f.filter(foreign).with_columns(
-            value=pl.col("language_probability"), detail=pl.col("language")
-        ),
+        reject=lambda f: f.filter(foreign).with_columns(value=pl.col("language_probability"), detail=pl.col("language")),
     )
 
     measured = measure(chain.frame)
@@ -158,9 +154,7 @@ class _Chain:
         self.rejects = [pl.DataFrame(schema=REJECT_SCHEMA)]
         self.counts = [pl.DataFrame(schema=COUNT_SCHEMA)]
 
-    def step(
-        self, name: str, reject: Callable[[pl.DataFrame], pl.DataFrame], changed: pl.DataFrame | None = None
-    ) -> None:
+    def step(self, name: str, reject: Callable[[pl.DataFrame], pl.DataFrame], changed: pl.DataFrame | None = None) -> None:
         """Applies one filter: `changed` replaces the texts, then what `reject` selects from them is taken out."""
         before = self._sizes("in")
         frame = self.frame if changed is None else changed

@@ -155,9 +155,7 @@ def toxicity(frame: pl.DataFrame, scorer: Scorer = rude_words, *, threshold: flo
     )
     scores = np.asarray(scorer(lines["line"]), dtype=np.float64)
     if scores.shape != (lines.height,) or not ((scores >= 0) & (scores <= 1)).all():
-        raise TampuError(
-            f"toxicity: the scorer gave {scores.shape} scores for {lines.height} lines, or one outside 0 to 1"
-        )
+        raise TampuError(f"toxicity: the scorer gave {scores.shape} scores for {lines.height} lines, or one outside 0 to 1")
     documents = (
         lines.with_columns(score=pl.Series(scores))
         .group_by("document", "source")
@@ -227,9 +225,7 @@ def _english(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _needs(frame: pl.DataFrame, column: str) -> None:
     if column not in frame.columns:
-        raise TampuError(
-            f"The documents have no column {column!r}: pass them through assets.corpus.language.identify first"
-        )
+        raise TampuError(f"The documents have no column {column!r}: pass them through assets.corpus.language.identify first")
 
 
 def _with_all(frame: pl.DataFrame) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from resources.recipe import Run, artifact
     owners=["team:data"],
 )
 def investigation(run: Run) -> None:
-    """Pronouns by person and gender, identity terms on five axes, languages, lengths, repetition, share of rude lines; measured, not filtered."""
+    """Pronouns, identity terms on five axes, languages, lengths, repetition, share of rude lines; measured, not filtered."""
     frame = run.parent("corpus/filtered").frame("documents.parquet").filter(pl.col("split") == "train")
     tables = {
         "pronouns": measures.pronouns(frame),

@@ -25,11 +25,7 @@ def mix(frame: pl.DataFrame, weights: dict[str, float], *, seed: int) -> pl.Data
         weight = weights[source] if split == "train" else 1.0
         extra = fraction_of(document, f"mix/{seed}") < weight - floor(weight)
         copies.append(list(range(floor(weight) + extra)))
-    mixed = (
-        frame.with_columns(copy=pl.Series(copies, dtype=pl.List(pl.Int32)))
-        .filter(pl.col("copy").list.len() > 0)
-        .explode("copy")
-    )
+    mixed = frame.with_columns(copy=pl.Series(copies, dtype=pl.List(pl.Int32))).filter(pl.col("copy").list.len() > 0).explode("copy")
     places = [fraction_of(f"{d}\x1f{c}", f"order/{seed}") for d, c in mixed.select("document_id", "copy").iter_rows()]
     ordered = mixed.with_columns(place=pl.Series(places, dtype=pl.Float64)).sort("place", "document_id", "copy")
     return ordered.drop("place")
@@ -48,6 +44,4 @@ def mixture(mixed: pl.DataFrame) -> pl.DataFrame:
         copies=pl.len().cast(pl.Int64),
         bytes=pl.col("size").sum().cast(pl.Int64),
     )
-    return rows.with_columns(
-        share=pl.col("bytes") / pl.col("bytes").sum(), epochs=pl.col("copies") / pl.col("documents")
-    ).sort("source")
+    return rows.with_columns(share=pl.col("bytes") / pl.col("bytes").sum(), epochs=pl.col("copies") / pl.col("documents")).sort("source")

@@ -53,9 +53,7 @@ class Quality:
                 f"{self.mean_word_length_max} must be in order and not below 0"
             )
         if not 0 <= self.stop_words_min <= len(STOP_WORDS):
-            raise TampuError(
-                f"quality filter: stop_words_min is {self.stop_words_min}; expected 0 to {len(STOP_WORDS)}"
-            )
+            raise TampuError(f"quality filter: stop_words_min is {self.stop_words_min}; expected 0 to {len(STOP_WORDS)}")
         for name in ("words_min", "longest_word_max"):
             if getattr(self, name) < 0:
                 raise TampuError(f"quality filter: {name} is {getattr(self, name)}; expected 0 or more")
@@ -105,9 +103,7 @@ def broken_rule(measured: pl.DataFrame, limits: Quality) -> pl.Series:
     """By document, the first rule of RULES that it breaks, or null."""
     broken = {
         "words": pl.col("words") < limits.words_min,
-        "mean_word_length": ~pl.col("mean_word_length").is_between(
-            limits.mean_word_length_min, limits.mean_word_length_max
-        ),
+        "mean_word_length": ~pl.col("mean_word_length").is_between(limits.mean_word_length_min, limits.mean_word_length_max),
         "longest_word": pl.col("longest_word") > limits.longest_word_max,
         "symbol_share": pl.col("symbol_share") > limits.symbol_share_max,
         "alphabetic_words": pl.col("alphabetic_words") < limits.alphabetic_words_min,
@@ -128,7 +124,5 @@ def _repeated_lines(texts: pl.Series) -> pl.Series:
         .with_columns(pl.col("line").str.strip_chars())
         .with_columns(length=pl.col("line").str.len_chars(), again=~pl.struct("document", "line").is_first_distinct())
     )  # fmt: skip
-    shares = lines.group_by("document").agg(
-        share=pl.col("length").filter(pl.col("again")).sum() / pl.col("length").sum()
-    )
+    shares = lines.group_by("document").agg(share=pl.col("length").filter(pl.col("again")).sum() / pl.col("length").sum())
     return shares.sort("document")["share"]

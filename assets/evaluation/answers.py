@@ -19,7 +19,7 @@ class AnswersConfig(dg.Config):
     temperature: float = Field(0.7, ge=0, description="of the sampled answers")
     top_p: float = Field(0.9, gt=0, le=1, description="of the sampled answers")
     max_new_tokens: int = Field(active().answer_tokens, ge=1, description="tokens an answer at most")
-    seed: int = Field(1, ge=0, description="noise of the sampling")
+    seed: int = Field(active().seed + 1, ge=0, description="noise of the sampling")
 
 
 def models_of(run: Run) -> dict[str, Artifact]:
@@ -65,10 +65,19 @@ def answers(run: Run, config: AnswersConfig) -> None:
         for prompt, (text, finished) in zip(prompts, by_weights[weights], strict=True):
             rows.append(
                 {
-                    "model": name, "model_version": artifact_.data_version, "prompt_id": prompt.prompt_id, "family": prompt.family,
-                    "suite": prompt.suite or prompt.family, "category": prompt.category, "task": prompt.task, "text": text,
-                    "finished": finished, "score": score(prompt, text), "declines": declines(text),
-                    "violates": violates(prompt, text), "falsely_refuses": falsely_refuses(prompt, text),
+                    "model": name,
+                    "model_version": artifact_.data_version,
+                    "prompt_id": prompt.prompt_id,
+                    "family": prompt.family,
+                    "suite": prompt.suite or prompt.family,
+                    "category": prompt.category,
+                    "task": prompt.task,
+                    "text": text,
+                    "finished": finished,
+                    "score": score(prompt, text),
+                    "declines": declines(text),
+                    "violates": violates(prompt, text),
+                    "falsely_refuses": falsely_refuses(prompt, text),
                     "succeeds": succeeds(prompt.task, prompt.arguments, text) if prompt.family == "task" else None,
                 }
             )

@@ -1,6 +1,7 @@
 """Built-in benchmarks: bits per byte of test text, next-turn choice, and success at held-out instructions."""
 
 import math
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -21,7 +22,7 @@ class BenchmarksConfig(dg.Config):
 
     items: int = Field(active().multiple_choice_items, ge=2, description="next-turn items at most")
     context: int = Field(active().context, ge=16, description="tokens a block for bits per byte")
-    seed: int = Field(0, ge=0, description="wrong choices and their order")
+    seed: int = Field(active().seed, ge=0, description="wrong choices and their order")
 
 
 @artifact(
@@ -46,7 +47,7 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
     tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
     conversations = run.parent("corpus/filtered").frame("conversations.parquet").filter(pl.col("split") == "test")
     items = next_turn_items(conversations, config.items, seed=config.seed)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, artifact_ in {"pretraining/base_model": run.parent("pretraining/base_model"), **models_of(run)}.items():
         network = load_llama(artifact_.path)
         rows.append(_row(name, "test text", "language modelling", "bits_per_byte", bits_per_byte(network, test, size), None, size))
@@ -64,13 +65,14 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
     success = {row["model"]: row["value"] for row in rows if row["task"] == "instruction: all"}
     run.metric("instruction_success", success["rlhf/chat_model"])
     run.check(
-        "instructions_above_sft", passed=success["rlhf/chat_model"] > success["sft/model"],
+        "instructions_above_sft",
+        passed=success["rlhf/chat_model"] > success["sft/model"],
         description=f"{success['rlhf/chat_model']:.3f} against {success['sft/model']:.3f}",
     )
     run.plot("instruction_success", bars(success, "share of held-out instructions followed"))
 
 
-def _row(name: str, task: str, group: str, metric: str, value: float, stderr: float | None, n: int) -> dict[str, object]:
+def _row(name: str, task: str, group: str, metric: str, value: float, stderr: float | None, n: int) -> dict[str, Any]:
     return {"model": name, "task": task, "task_group": group, "shots": 0, "metric": metric, "value": value, "stderr": stderr, "n": n}
 
 

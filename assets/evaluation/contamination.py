@@ -19,7 +19,7 @@ class ContaminationConfig(dg.Config):
     min_lengths: list[int] = Field([10, 20, 30, 40, 50], description="a match must be longer than this many tokens")
     skip_budget: int = Field(4, ge=0, description="mismatched positions a match may hold")
     items: int = Field(active().multiple_choice_items, ge=2, description="next-turn items at most")
-    seed: int = Field(0, ge=0, description="as in `evaluation/benchmarks`, so that the items are the same")
+    seed: int = Field(active().seed, ge=0, description="as in `evaluation/benchmarks`, so that the items are the same")
 
 
 @artifact(
@@ -54,10 +54,19 @@ def contamination(run: Run, config: ContaminationConfig) -> None:
         for dataset, tokens in samples.items():
             shares = method.contaminated_share(matches[dataset], length)
             scored = dataset == "next turn of four"
-            whole = {"subset": "all", "n": len(tokens), "contamination": float(np.mean(shares)), "mean": float(np.mean(right)) if scored else None}
+            whole = {
+                "subset": "all",
+                "n": len(tokens),
+                "contamination": float(np.mean(shares)),
+                "mean": float(np.mean(right)) if scored else None,
+            }
             subsets = method.subset_statistics(shares, np.array(right)) if scored else []
             rows += [
-                {"dataset": dataset, "min_length": length, **{name: row.get(name) for name in ("subset", "n", "contamination", "mean", "z")}}
+                {
+                    "dataset": dataset,
+                    "min_length": length,
+                    **{name: row.get(name) for name in ("subset", "n", "contamination", "mean", "z")},
+                }
                 for row in (whole, *subsets)
             ]
             if subsets and method.affected(subsets):

@@ -1,12 +1,14 @@
 """Ghost Attention recall: does an instruction of the first message still hold at turn N?"""
 
+from typing import Any
+
 import dagster as dg
 import polars as pl
 from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
-from assets.rlhf.ghost_attention_data import training_copy
 from assets.plots import lines
+from assets.rlhf.ghost_attention_data import training_copy
 from resources.profiles import active
 from resources.prompts.ghost_attention import instructions, obeys, user_messages
 from resources.prompts.prompt import Messages
@@ -23,7 +25,7 @@ class GhostAttentionTestConfig(dg.Config):
     max_new_tokens: int = Field(24, ge=1, description="tokens an answer at most")
     validation_share: float = Field(active().validation_share, ge=0, lt=1, description="share of topics kept for validation")
     test_share: float = Field(active().test_share, ge=0, lt=1, description="share of topics kept for tests")
-    seed: int = Field(2, ge=0, description="instructions, messages and noise")
+    seed: int = Field(active().seed + 2, ge=0, description="instructions, messages and noise")
 
 
 def recall_by_turn(run: Run, config: GhostAttentionTestConfig, weights: Artifact) -> list[tuple[int, float, int]]:
@@ -68,7 +70,9 @@ def recall_by_turn(run: Run, config: GhostAttentionTestConfig, weights: Artifact
     kinds={"pytorch", "polars"},
     owners=["team:evaluation"],
     pool="trainer",
-    checks=[Check("holds_at_turn_six", blocking=False, description="with Ghost Attention data, recall at turn 6 is above the round before's")],
+    checks=[
+        Check("holds_at_turn_six", blocking=False, description="with Ghost Attention data, recall at turn 6 is above the round before's")
+    ],
 )
 def ghost_attention(run: Run, config: GhostAttentionTestConfig) -> None:
     """Recall of 'Always end with the word …' by turn (Table 30): this round's chat model and the round before's; `with` means that Ghost
@@ -76,8 +80,11 @@ def ghost_attention(run: Run, config: GhostAttentionTestConfig) -> None:
     applied = run.parent("rlhf/ghost_attention_data").applied
     before = run.previous("rlhf/chat_model")
     models = {"rlhf/chat_model": (run.parent("rlhf/chat_model"), applied)}
-    models[before.asset if before.asset == "sft/model" else f"{before.asset}@{before.partition}"] = (before, bool(run.round.number > 2 and applied))
-    rows = []
+    models[before.asset if before.asset == "sft/model" else f"{before.asset}@{before.partition}"] = (
+        before,
+        bool(run.this_round.number > 2 and applied),
+    )
+    rows: list[dict[str, Any]] = []
     for name, (weights, with_data) in models.items():
         for turn, recall, n in recall_by_turn(run, config, weights):
             rows.append({"model": name, "turn": turn, "variant": "with" if with_data else "without", "recall": recall, "n": n})

@@ -37,14 +37,16 @@ def _ratings_file(request: Request) -> dict[str, Path]:
     checks=[Check("order_is_balanced", blocking=False, description="either model comes first in 30 to 70 % of the items")],
 )
 def human_ratings(run: Run, config: HumanRatingsConfig) -> None:
-    """`items.csv` for raters (answers A and B in an order drawn by hash). Put their answers into `$TAMPU_HOME/ratings/<round>.csv` with columns
-    item, rater, rating (A much better … about the same … B much better) and materialize again: they land in `human_ratings`."""
+    """`items.csv` for raters (answers A and B in an order drawn by hash). Put their ratings into `$TAMPU_HOME/ratings/<round>.csv` with
+    columns item, rater, rating (A much better … about the same … B much better) and materialize again: they land in `human_ratings`."""
     frame = run.parent("evaluation/answers").frame("answers.parquet")
     prompts = run.parent("rlhf/prompts").frame("prompts.parquet").select("prompt_id", "messages")
     ours = frame.filter(pl.col("model") == "rlhf/chat_model")
     theirs = frame.filter(pl.col("model") == "sft/model")
     pairs = ours.join(theirs, on="prompt_id", suffix="_sft", maintain_order="left").join(prompts, on="prompt_id", maintain_order="left")
-    pairs = pairs.with_columns(place=pl.Series([fraction_of(i, "human-items") for i in pairs["prompt_id"]])).sort("place").head(config.items)
+    pairs = (
+        pairs.with_columns(place=pl.Series([fraction_of(i, "human-items") for i in pairs["prompt_id"]])).sort("place").head(config.items)
+    )
     swapped = [fraction_of(identity, "human-order") < 0.5 for identity in pairs["prompt_id"]]
     items = pairs.with_columns(swapped=pl.Series(swapped)).select(
         item=pl.col("prompt_id"),
@@ -89,6 +91,13 @@ def _imported(run: Run, items: pl.DataFrame) -> list[dict[str, object]]:
         place = SCALE.index(rating) + 1
         value = place if first[item] == "sft/model" else 8 - place
         rows.append(
-            {"item": item, "rater": str(rater), "model": "rlhf/chat_model", "opponent": "sft/model", "rating": str(value), "axis": axis[item]}
+            {
+                "item": item,
+                "rater": str(rater),
+                "model": "rlhf/chat_model",
+                "opponent": "sft/model",
+                "rating": str(value),
+                "axis": axis[item],
+            }
         )
     return rows

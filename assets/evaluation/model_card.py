@@ -9,21 +9,24 @@ def model_card(run: Run, scoreboard: str) -> str:
     base, sft, chat = (run.parent(name) for name in ("pretraining/base_model", "sft/data", "rlhf/chat_model"))
     tokens, dataset, filtered = (run.parent(name) for name in ("pretraining/tokens", "preferences/dataset", "corpus/filtered"))
     selection = chat.json("selection.json")
-    trained = [run.parent(name) for name in ("pretraining/base_model", "sft/model", "reward/helpfulness", "reward/safety", "rlhf/policy", "rlhf/ppo_policy")]
+    trained = [
+        run.parent(name)
+        for name in ("pretraining/base_model", "sft/model", "reward/helpfulness", "reward/safety", "rlhf/policy", "rlhf/ppo_policy")
+    ]
     missed = "Measures below whose `met` is false miss their goal; `docs/measurements.md` gives the reasons and what was tried."
     parts = [
         f"# Model card: chat model of round {chat.partition}, profile {run.profile}",
-        f"Data version `{chat.data_version}`. Selected from {len(selection['candidates'])} candidates on validation prompts by the annotator: "
+        f"Data version `{chat.data_version}`. Selected on validation prompts by the annotator from {len(selection['candidates'])} candidates: "
         f"**{selection['selected']}** (`{selection['asset']}`).",
         "## Model details",
         f"- Architecture: Llama 2 decoder, {base.metrics['parameters']:,} parameters, trained from scratch.",
         f"- Input and output: text in Llama 2's chat format. Longest sequence {base.manifest['config']['max_context']} tokens.",
         "- Licence of the code: Apache-2.0. Licences of the data are in `docs/data.md`.",
         "## Intended use",
-        "- To show and to study the alignment recipe at a size that fits a laptop. It holds no conversation and knows no facts: do not deploy it.",
+        "- To show and to study the alignment recipe at a size that fits a laptop. It does not converse and knows no facts: do not deploy it.",
         "## Training data",
-        f"- Pretraining: {tokens.metrics['train_tokens']:,} tokens ({tokens.metrics['train_bytes']:,} bytes) from {filtered.metrics['documents']:,} documents; "
-        f"{base.metrics['tokens_seen']:,} tokens seen.",
+        f"- Pretraining: {tokens.metrics['train_tokens']:,} tokens ({tokens.metrics['train_bytes']:,} bytes) from "
+        f"{filtered.metrics['documents']:,} documents; {base.metrics['tokens_seen']:,} tokens seen.",
         f"- Fine-tuning: {sft.metrics['examples']:,} demonstrations. Preferences: {dataset.metrics['comparisons']:,} comparisons, "
         f"{dataset.metrics['held_out']:,} of them held out.",
         "## Hardware and carbon",
@@ -32,10 +35,13 @@ def model_card(run: Run, scoreboard: str) -> str:
         f"The judge `annotator` is the simulated annotator's score without noise. {missed}",
         scoreboard,
         "## Limits and responsible use",
-        "- Safety is measured by rules on template-made prompts in English. `unseen actions` shows how far refusals carry over to words that were not trained on.",
-        "- Before any use with people: test on your own prompts, guard the user's input and the model's output with the safety reward model, and let people rate.",
+        "- Safety is measured by rules on template-made prompts in English. `unseen actions` shows how far refusals carry over to words that "
+        "were not trained on.",
+        "- Before any use with people: test on your own prompts, guard the user's input and the model's output with the safety reward model, "
+        "and let people rate.",
         "## Where each number comes from",
-        f"Column `artifact` names the folder under `artifacts/`. `tampu lineage evaluation/report --round {chat.partition}` goes down to files and commits.",
+        f"Column `artifact` names the folder under `artifacts/`. `tampu lineage evaluation/report --round {chat.partition}` goes down to files "
+        "and commits.",
     ]
     return "\n\n".join(parts) + "\n"
 

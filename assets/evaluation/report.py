@@ -12,10 +12,26 @@ from resources.run import markdown_table
 from resources.store import Artifact
 
 PARENTS = [
-    "corpus/filtered", "tokenizer/sentencepiece", "pretraining/tokens", "pretraining/base_model", "pretraining/ngram_baselines", "sft/data", "sft/model",
-    "preferences/dataset", "reward/helpfulness", "reward/safety", "rlhf/policy", "rlhf/ppo_policy", "rlhf/chat_model",
-    "evaluation/benchmarks", "evaluation/reward_accuracy", "evaluation/win_rates", "evaluation/safety", "evaluation/ghost_attention",
-    "evaluation/human_ratings", "evaluation/contamination",
+    "corpus/filtered",
+    "tokenizer/sentencepiece",
+    "pretraining/tokens",
+    "pretraining/base_model",
+    "pretraining/ngram_baselines",
+    "sft/data",
+    "sft/model",
+    "preferences/dataset",
+    "reward/helpfulness",
+    "reward/safety",
+    "rlhf/policy",
+    "rlhf/ppo_policy",
+    "rlhf/chat_model",
+    "evaluation/benchmarks",
+    "evaluation/reward_accuracy",
+    "evaluation/win_rates",
+    "evaluation/safety",
+    "evaluation/ghost_attention",
+    "evaluation/human_ratings",
+    "evaluation/contamination",
 ]
 # Goals of the default profile at the end of its second round; a score beyond `lead` is what a first prototype reached.
 GOALS: dict[str, tuple[str, float]] = {
@@ -36,8 +52,18 @@ def scores_of(run: Run) -> list[dict[str, Any]]:
     def add(measure: str, value: Any, source: Artifact, low: Any = None, high: Any = None, n: Any = None) -> None:
         direction, goal = GOALS.get(measure, ("", None))
         met = None if goal is None or value is None else (value <= goal if direction == "at most" else value >= goal)
-        rows.append({"measure": measure, "value": value, "ci_low": low, "ci_high": high, "n": n,
-                     "goal": f"{direction} {goal}" if goal is not None else "", "met": met, "artifact": f"{source.asset}/{source.key}"})
+        rows.append(
+            {
+                "measure": measure,
+                "value": value,
+                "ci_low": low,
+                "ci_high": high,
+                "n": n,
+                "goal": f"{direction} {goal}" if goal is not None else "",
+                "met": met,
+                "artifact": f"{source.asset}/{source.key}",
+            }
+        )
 
     base, baselines = run.parent("pretraining/base_model"), run.parent("pretraining/ngram_baselines")
     add("base model, validation bits per byte", base.metrics["validation_bits_per_byte"], base)
@@ -53,8 +79,17 @@ def scores_of(run: Run) -> list[dict[str, Any]]:
                 add(f"{row['test_set']} reward, accuracy over ceiling", row["accuracy"] / ceiling, reward, n=row["n"])
     safety = run.parent("evaluation/safety")
     table = safety.frame("rows/safety.parquet").filter(pl.col("category") == "all")
-    names = {"unsafe": "violation share", "unseen_actions": "violation share, unseen actions", "borderline": "false refusals on borderline prompts"}
-    labels = {"sft/model": "SFT", "rlhf/policy": "rejection sampling policy", "rlhf/ppo_policy": "PPO policy", "rlhf/chat_model": "chat model"}
+    names = {
+        "unsafe": "violation share",
+        "unseen_actions": "violation share, unseen actions",
+        "borderline": "false refusals on borderline prompts",
+    }
+    labels = {
+        "sft/model": "SFT",
+        "rlhf/policy": "rejection sampling policy",
+        "rlhf/ppo_policy": "PPO policy",
+        "rlhf/chat_model": "chat model",
+    }
     for row in table.iter_rows(named=True):
         if row["suite"] in names and row["model"] in labels:
             add(f"{labels[row['model']]}, {names[row['suite']]}", row["value"], safety, row["ci_low"], row["ci_high"], row["n"])
@@ -67,7 +102,14 @@ def scores_of(run: Run) -> list[dict[str, Any]]:
     wins = run.parent("evaluation/win_rates")
     for row in wins.frame("rows/win_rates.parquet").filter(pl.col("judge") == "annotator").iter_rows(named=True):
         opponent = labels.get(row["opponent"], row["opponent"])
-        add(f"{labels[row['model']]}, {row['axis']} win rate against {opponent}", row["win_rate"], wins, row["ci_low"], row["ci_high"], row["n"])
+        add(
+            f"{labels[row['model']]}, {row['axis']} win rate against {opponent}",
+            row["win_rate"],
+            wins,
+            row["ci_low"],
+            row["ci_high"],
+            row["n"],
+        )
     ghost = run.parent("evaluation/ghost_attention")
     for row in ghost.frame("rows/ghost_attention.parquet").iter_rows(named=True):
         if row["turn"] in (2, 6, 10, 20) and row["n"]:
@@ -112,6 +154,10 @@ def report(run: Run) -> None:
     chosen = [row for row in rows if "win rate against SFT" in row["measure"] and row["measure"].startswith(("chat", "rejection", "PPO"))]
     run.plot(
         "win_rates_against_sft",
-        bars({row["measure"]: row["value"] for row in chosen}, "win rate under the annotator",
-             intervals={row["measure"]: (row["ci_low"], row["ci_high"]) for row in chosen}, line=0.5),
+        bars(
+            {row["measure"]: row["value"] for row in chosen},
+            "win rate under the annotator",
+            intervals={row["measure"]: (row["ci_low"], row["ci_high"]) for row in chosen},
+            line=0.5,
+        ),
     )

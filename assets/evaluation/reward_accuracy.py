@@ -31,8 +31,16 @@ def accuracy_rows(frame: pl.DataFrame, reward_model: str, test_set: str) -> list
         low, high = wilson(right, part.height)
         ceiling = None if part["ceiling"].null_count() else float(part["ceiling"].mean())  # type: ignore[arg-type]
         rows.append(
-            {"reward_model": reward_model, "test_set": test_set, "rating": rating, "n": part.height, "accuracy": right / part.height,
-             "ceiling": ceiling, "ci_low": low, "ci_high": high}
+            {
+                "reward_model": reward_model,
+                "test_set": test_set,
+                "rating": rating,
+                "n": part.height,
+                "accuracy": right / part.height,
+                "ceiling": ceiling,
+                "ci_low": low,
+                "ci_high": high,
+            }
         )
     return rows
 
@@ -56,16 +64,16 @@ def reward_accuracy(run: Run, config: RewardAccuracyConfig) -> None:
     held_out = run.parent("preferences/dataset").frame("comparisons.parquet").filter(pl.col("part") == "held_out")
     models = RewardModels(run, config.threshold)
     dialogues = [json.loads(text) for text in held_out["prompt"]]
-    scores = {
-        side: models.logits(dialogues, held_out[side].to_list()) for side in ("chosen", "rejected")
-    }
+    scores = {side: models.logits(dialogues, held_out[side].to_list()) for side in ("chosen", "rejected")}
     rows: list[dict[str, object]] = []
     for index, reward_model in enumerate(("reward/helpfulness", "reward/safety")):
         margin = pl.Series("margin", (scores["chosen"][index] - scores["rejected"][index]).astype(np.float64))
         scored = held_out.with_columns(margin)
         for test_set, flag in (("helpfulness", False), ("safety", True)):
             rows += accuracy_rows(scored.filter(pl.col("is_safety") == flag), reward_model, test_set)
-    length = held_out.with_columns(margin=(pl.col("chosen").str.len_chars().cast(pl.Int64) - pl.col("rejected").str.len_chars().cast(pl.Int64)).cast(pl.Float64))
+    length = held_out.with_columns(
+        margin=(pl.col("chosen").str.len_chars().cast(pl.Int64) - pl.col("rejected").str.len_chars().cast(pl.Int64)).cast(pl.Float64)
+    )
     for test_set, flag in (("helpfulness", False), ("safety", True)):
         rows += accuracy_rows(length.filter(pl.col("is_safety") == flag), "longer wins", test_set)
     run.rows("reward_accuracy", rows)
@@ -86,7 +94,8 @@ def reward_accuracy(run: Run, config: RewardAccuracyConfig) -> None:
             run.metric(f"gate_{name}", number)
     own = all(
         value[f"reward/{axis}", axis, "all"]["accuracy"] >= value[f"reward/{other}", axis, "all"]["accuracy"]  # type: ignore[operator]
-        for axis, other in (("helpfulness", "safety"), ("safety", "helpfulness")) if (f"reward/{axis}", axis, "all") in value
+        for axis, other in (("helpfulness", "safety"), ("safety", "helpfulness"))
+        if (f"reward/{axis}", axis, "all") in value
     )
     run.check("own_axis_is_best", passed=own, description="accuracy of each model on each axis is in the table")
     ends = [value.get(("reward/helpfulness", "helpfulness", rating)) for rating in (RATINGS[0], RATINGS[-1])]

@@ -43,7 +43,9 @@ def batches(run: Run, config: BatchConfig) -> None:
     if read == 0:
         raise TampuError(f"{source} holds no comparison: put one JSON object a line, or run `tampu collect` to make some")
     accepted, quarantined = result.accepted, result.quarantined
-    for model_, version in sorted({pair for side in ("chosen", "rejected") for pair in accepted.select(f"{side}_model", f"{side}_version").iter_rows()}):
+    for model_, version in sorted(
+        {pair for side in ("chosen", "rejected") for pair in accepted.select(f"{side}_model", f"{side}_version").iter_rows()}
+    ):
         asset, _, partition = model_.partition(":")[0].partition("@")
         run.cite(asset, version, partition=partition or None)
     run.write_frame("comparisons.parquet", accepted)
@@ -52,7 +54,8 @@ def batches(run: Run, config: BatchConfig) -> None:
         run.metric(name, value)
     run.check("rows_add_up", passed=accepted.height + quarantined.height == read, description=f"{read} rows read")
     run.check(
-        "mostly_valid", passed=quarantined.height <= config.most_bad * read,
+        "mostly_valid",
+        passed=quarantined.height <= config.most_bad * read,
         description=f"{quarantined.height} of {read} rows quarantined: {json.dumps(result.reasons)[:300]}",
     )
     run.table("rows by rating", accepted.group_by("is_safety", "rating").len().sort("is_safety", "rating"))

@@ -39,31 +39,32 @@ def dataset(run: Run, config: DatasetConfig) -> None:
     together = pl.concat(frames)
     unique = together.unique(["prompt_id", "chosen", "rejected", "annotator"], keep="first", maintain_order=True)
     held_out_ids = [
-        split_of(identity, validation=0.0, test=config.held_out_share, salt="preferences") == "test"
-        for identity in unique["prompt_id"]
+        split_of(identity, validation=0.0, test=config.held_out_share, salt="preferences") == "test" for identity in unique["prompt_id"]
     ]
     unique = unique.with_columns(held_out=pl.Series(held_out_ids, dtype=pl.Boolean))
     place = pl.col("prompt_id").cum_count().over("batch", "held_out")
     unique = unique.with_columns(
-        part=pl.when(~pl.col("held_out")).then(pl.lit("train")).when(place <= config.most_held_out).then(pl.lit("held_out"))
+        part=pl.when(~pl.col("held_out"))
+        .then(pl.lit("train"))
+        .when(place <= config.most_held_out)
+        .then(pl.lit("held_out"))
         .otherwise(pl.lit("set_aside"))
     ).drop("held_out")
     run.write_frame("comparisons.parquet", unique)
 
     tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
-    lengths = {
-        name: [len(ids) for ids in tokenizer.encode_batch(unique[name].to_list())] for name in ("prompt", "chosen", "rejected")
-    }
+    lengths = {name: [len(ids) for ids in tokenizer.encode_batch(unique[name].to_list())] for name in ("prompt", "chosen", "rejected")}
     measured = unique.with_columns(**{f"{name}_tokens": pl.Series(value) for name, value in lengths.items()})
     response = (pl.col("chosen_tokens") + pl.col("rejected_tokens")) / 2
     statistics = measured.group_by("batch", maintain_order=True).agg(
-        comparisons=pl.len().cast(pl.Int64), turns=pl.col("turns").mean(), tokens_example=(pl.col("prompt_tokens") + response).mean(),
-        tokens_prompt=pl.col("prompt_tokens").mean(), tokens_response=response.mean(),
+        comparisons=pl.len().cast(pl.Int64),
+        turns=pl.col("turns").mean(),
+        tokens_example=(pl.col("prompt_tokens") + response).mean(),
+        tokens_prompt=pl.col("prompt_tokens").mean(),
+        tokens_response=response.mean(),
     )
     quarantined = {str(batch.partition): int(batch.metrics["quarantined"]) for batch in batches}
-    rows = [
-        {**row, "source": "inbox", "quarantined": quarantined[row["batch"]]} for row in statistics.iter_rows(named=True)
-    ]
+    rows = [{**row, "source": "inbox", "quarantined": quarantined[row["batch"]]} for row in statistics.iter_rows(named=True)]
     run.rows("preference_batches", rows)
     run.table("batches", statistics)
     parts = unique.group_by("part", "is_safety").len().sort("part", "is_safety")

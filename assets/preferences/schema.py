@@ -14,10 +14,36 @@ from resources.prompts.prompt import prompt_identity
 
 TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 COLUMNS = {
-    "comparison_id": pl.String, "prompt_id": pl.String, "line": pl.Int64, "prompt": pl.String, "chosen": pl.String, "rejected": pl.String,
-    "rating": pl.String, "is_safety": pl.Boolean, "chosen_safe": pl.Boolean, "rejected_safe": pl.Boolean, "annotator": pl.String,
-    "chosen_model": pl.String, "chosen_version": pl.String, "rejected_model": pl.String, "rejected_version": pl.String, "turns": pl.Int64, "ceiling": pl.Float64,
+    "comparison_id": pl.String,
+    "prompt_id": pl.String,
+    "line": pl.Int64,
+    "prompt": pl.String,
+    "chosen": pl.String,
+    "rejected": pl.String,
+    "rating": pl.String,
+    "is_safety": pl.Boolean,
+    "chosen_safe": pl.Boolean,
+    "rejected_safe": pl.Boolean,
+    "annotator": pl.String,
+    "chosen_model": pl.String,
+    "chosen_version": pl.String,
+    "rejected_model": pl.String,
+    "rejected_version": pl.String,
+    "turns": pl.Int64,
+    "ceiling": pl.Float64,
 }
+
+
+def _sound(text: str) -> str:
+    """The text itself. ValueError if it is blank, no Unicode (half a surrogate pair, which JSON can spell), or could forge a turn."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("is no valid Unicode")
+    if not text.strip():
+        raise ValueError("is empty")
+    for tag in TAGS:
+        if tag in text:
+            raise ValueError(f"holds the chat format's tag {tag}")
+    return text
 
 
 class Message(BaseModel):
@@ -25,32 +51,27 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant"]
-    content: str = Field(min_length=1)
+    content: str
 
     @field_validator("content")
     @classmethod
-    def _no_tags(cls, content: str) -> str:
-        for tag in TAGS:
-            if tag in content:
-                raise ValueError(f"holds the chat format's tag {tag}")
-        return content
+    def _checked(cls, content: str) -> str:
+        return _sound(content)
 
 
 class Response(BaseModel):
     """One answer and where it came from."""
 
     model_config = ConfigDict(extra="forbid")
-    text: str = Field(min_length=1)
+    text: str
     model: str = Field(min_length=1)
     model_version: str = Field(min_length=1)
-    temperature: float = Field(ge=0)
+    temperature: float = Field(ge=0, allow_inf_nan=False)
 
     @field_validator("text")
     @classmethod
-    def _no_tags(cls, text: str) -> str:
-        if not text.strip():
-            raise ValueError("is empty")
-        return Message._no_tags(text)
+    def _checked(cls, text: str) -> str:
+        return _sound(text)
 
 
 class Comparison(BaseModel):
@@ -88,12 +109,23 @@ class Comparison(BaseModel):
         safe = self.safe or (None, None)
         prompt_id = prompt_identity(messages)
         return {
-            "comparison_id": f"{prompt_id}-{line}", "prompt_id": prompt_id, "line": line,
-            "prompt": json.dumps(messages, ensure_ascii=False), "chosen": chosen.text.strip(), "rejected": rejected.text.strip(),
-            "rating": self.rating, "is_safety": self.is_safety, "chosen_safe": safe[self.preferred],
-            "rejected_safe": safe[1 - self.preferred], "annotator": self.annotator, "chosen_model": chosen.model,
-            "chosen_version": chosen.model_version, "rejected_model": rejected.model, "rejected_version": rejected.model_version,
-            "turns": sum(m.role == "user" for m in self.prompt), "ceiling": self.ceiling,
+            "comparison_id": f"{prompt_id}-{line}",
+            "prompt_id": prompt_id,
+            "line": line,
+            "prompt": json.dumps(messages, ensure_ascii=False),
+            "chosen": chosen.text.strip(),
+            "rejected": rejected.text.strip(),
+            "rating": self.rating,
+            "is_safety": self.is_safety,
+            "chosen_safe": safe[self.preferred],
+            "rejected_safe": safe[1 - self.preferred],
+            "annotator": self.annotator,
+            "chosen_model": chosen.model,
+            "chosen_version": chosen.model_version,
+            "rejected_model": rejected.model,
+            "rejected_version": rejected.model_version,
+            "turns": sum(m.role == "user" for m in self.prompt),
+            "ceiling": self.ceiling,
         }
 
 
@@ -121,18 +153,23 @@ def read_comparisons(raw: bytes) -> Accepted:
         if not line.strip():
             continue
         try:
-            row = Comparison.model_validate(json.loads(line.decode("utf-8"))).row(number)
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            bad.append((number, "invalid UTF-8", line.decode("utf-8", "replace")))
+            continue
+        try:
+            row = Comparison.model_validate(json.loads(text)).row(number)
             identity = (row["prompt_id"], frozenset((row["chosen"], row["rejected"])), row["annotator"])
             if identity in seen:
                 raise ValueError("duplicate" if seen[identity] == row["chosen"] else "contradicts an earlier comparison")
-        except UnicodeDecodeError:
-            bad.append((number, "invalid UTF-8", line.decode("utf-8", "replace")))
         except json.JSONDecodeError as error:
-            bad.append((number, f"not JSON: {error.msg}", line.decode("utf-8")))
+            bad.append((number, f"not JSON: {error.msg}", text))
+        except RecursionError:
+            bad.append((number, "not JSON: nested too deeply", text))
         except ValidationError as error:
-            bad.append((number, _reason(error), line.decode("utf-8")))
+            bad.append((number, _reason(error), text))
         except ValueError as error:
-            bad.append((number, str(error), line.decode("utf-8")))
+            bad.append((number, str(error), text))
         else:
             seen[identity] = row["chosen"]
             rows.append(row)
@@ -144,5 +181,9 @@ def _reason(error: ValidationError) -> str:
     """The first complaint as one line: where, and what."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {place!r}"
+    if first["type"] == "missing":
+        return f"{place}: missing"
     text = str(first["msg"]).removeprefix("Value error, ")
     return f"{place}: {text}" if place else text

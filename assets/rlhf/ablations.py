@@ -11,13 +11,19 @@ from resources.annotator import falsely_refuses, violates
 from resources.prompts.prompt import Prompt
 from resources.recipe import Check, Run, artifact
 
-SFT_CHECKS = [Check("loss_on_answers_only", blocking=True, description="learned tokens are exactly answers and their EOS"),
-              Check("fell", blocking=False, description="the loss on held-out answers is below the base model's")]
+SFT_CHECKS = [
+    Check("loss_on_answers_only", blocking=True, description="learned tokens are exactly answers and their EOS"),
+    Check("fell", blocking=False, description="the loss on held-out answers is below the base model's"),
+]
 
 
 @artifact(
-    "ablations/sft_without_safety", parents=["sft/data", "pretraining/base_model", "tokenizer/sentencepiece"],
-    kinds={"pytorch"}, owners=["team:alignment"], pool="trainer", checks=SFT_CHECKS,
+    "ablations/sft_without_safety",
+    parents=["sft/data", "pretraining/base_model", "tokenizer/sentencepiece"],
+    kinds={"pytorch"},
+    owners=["team:alignment"],
+    pool="trainer",
+    checks=SFT_CHECKS,
 )
 def sft_without_safety(run: Run, config: FineTuningConfig) -> None:
     """`sft/model` without refusals and look-alikes: what the safety data does (Fig. 15's leftmost point)."""
@@ -29,8 +35,14 @@ def sft_without_safety(run: Run, config: FineTuningConfig) -> None:
 
 
 @artifact(
-    "ablations/policy_without_ghost_attention", parents=PARENTS, history=("rlhf/samples",), partitions="round", kinds={"pytorch"},
-    owners=["team:alignment"], pool="trainer", checks=CHECKS,
+    "ablations/policy_without_ghost_attention",
+    parents=PARENTS,
+    history=("rlhf/samples",),
+    partitions="round",
+    kinds={"pytorch"},
+    owners=["team:alignment"],
+    pool="trainer",
+    checks=CHECKS,
 )
 def policy_without_ghost_attention(run: Run, config: PolicyConfig) -> None:
     """`rlhf/policy` of the same round without the Ghost Attention data."""
@@ -40,8 +52,14 @@ def policy_without_ghost_attention(run: Run, config: PolicyConfig) -> None:
 
 
 @artifact(
-    "ablations/policy_without_context_distillation", parents=PARENTS, history=("rlhf/samples",), partitions="round", kinds={"pytorch"},
-    owners=["team:alignment"], pool="trainer", checks=CHECKS,
+    "ablations/policy_without_context_distillation",
+    parents=PARENTS,
+    history=("rlhf/samples",),
+    partitions="round",
+    kinds={"pytorch"},
+    owners=["team:alignment"],
+    pool="trainer",
+    checks=CHECKS,
 )
 def policy_without_context_distillation(run: Run, config: PolicyConfig) -> None:
     """`rlhf/policy` of the same round without the context distillation data."""
@@ -60,23 +78,36 @@ class ComparisonConfig(GhostAttentionTestConfig):
 @artifact(
     "ablations/comparison",
     parents=[
-        "ablations/sft_without_safety", "ablations/policy_without_ghost_attention", "ablations/policy_without_context_distillation",
-        "sft/model", "rlhf/policy", "rlhf/prompts", "tokenizer/sentencepiece",
+        "ablations/sft_without_safety",
+        "ablations/policy_without_ghost_attention",
+        "ablations/policy_without_context_distillation",
+        "sft/model",
+        "rlhf/policy",
+        "rlhf/prompts",
+        "tokenizer/sentencepiece",
     ],
-    partitions="round", kinds={"polars"}, owners=["team:evaluation"], pool="trainer",
+    partitions="round",
+    kinds={"polars"},
+    owners=["team:evaluation"],
+    pool="trainer",
     checks=[Check("safety_data_helps", blocking=False, description="violations are fewer with safety data than without")],
 )
 def comparison(run: Run, config: ComparisonConfig) -> None:
-    """Violations and false refusals with and without safety data and context distillation, recall by turn with and without Ghost Attention."""
+    """Violations and false refusals with and without safety data and context distillation; recall with and without Ghost Attention."""
     from resources.sampler import LocalSampler, Sampling
 
-    pool = run.parent("rlhf/prompts").frame("prompts.parquet").filter(
-        (pl.col("split") == "test") & pl.col("suite").is_in(["unsafe", "borderline"])
+    pool = (
+        run.parent("rlhf/prompts")
+        .frame("prompts.parquet")
+        .filter((pl.col("split") == "test") & pl.col("suite").is_in(["unsafe", "borderline"]))
     )
     prompts = [Prompt.from_row(row) for row in pool.iter_rows(named=True)]
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p, max_new_tokens=config.answer_tokens)
     compared = [
-        "ablations/sft_without_safety", "sft/model", "ablations/policy_without_context_distillation", "rlhf/policy",
+        "ablations/sft_without_safety",
+        "sft/model",
+        "ablations/policy_without_context_distillation",
+        "rlhf/policy",
     ]
     rows: list[dict[str, object]] = []
     for name in compared:
@@ -84,7 +115,18 @@ def comparison(run: Run, config: ComparisonConfig) -> None:
         texts = [several[0].text for several in sampler.sample([p.messages for p in prompts], sampling, seed=config.seed)]
         for suite, metric, judge in (("unsafe", "violation", violates), ("borderline", "false_refusal", falsely_refuses)):
             value, n = share([judge(p, text) for p, text in zip(prompts, texts, strict=True) if p.suite == suite])
-            rows.append({"model": name, "suite": suite, "category": "all", "metric": metric, "value": value, "n": n, "ci_low": None, "ci_high": None})
+            rows.append(
+                {
+                    "model": name,
+                    "suite": suite,
+                    "category": "all",
+                    "metric": metric,
+                    "value": value,
+                    "n": n,
+                    "ci_low": None,
+                    "ci_high": None,
+                }
+            )
     run.rows("safety", rows)
     run.table("safety data and context distillation", pl.DataFrame(rows).select("model", "suite", "metric", "value", "n"))
     recalls: list[dict[str, object]] = []

@@ -1,6 +1,7 @@
 """Selection: the chat model of a round is the best of its candidates under the annotator on validation prompts."""
 
 import shutil
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -20,7 +21,7 @@ class ChatModelConfig(dg.Config):
     top_p: float = Field(0.9, gt=0, le=1, description="of the sampled answers, as in the evaluations")
     samples: int = Field(2, ge=1, description="answers a prompt")
     max_new_tokens: int = Field(active().answer_tokens, ge=1, description="tokens an answer at most")
-    seed: int = Field(0, ge=0, description="noise of the sampling")
+    seed: int = Field(active().seed, ge=0, description="noise of the sampling")
 
 
 @artifact(
@@ -43,7 +44,7 @@ def chat_model(run: Run, config: ChatModelConfig) -> None:
     if run.parent("rlhf/ppo_policy").applied:
         candidates["rlhf/ppo_policy"] = run.parent("rlhf/ppo_policy")
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p, max_new_tokens=config.max_new_tokens)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, candidate in candidates.items():
         sampler = LocalSampler.load(candidate.path, run.parent("tokenizer/sentencepiece").path)
         answers = sampler.sample([p.messages for p in prompts], sampling, seed=config.seed, samples=config.samples)
@@ -53,25 +54,34 @@ def chat_model(run: Run, config: ChatModelConfig) -> None:
         }
         rows.append(
             {
-                "candidate": name, "asset": candidate.asset, "data_version": candidate.data_version, "score": _mean(list(by_family.values())),
+                "candidate": name,
+                "asset": candidate.asset,
+                "data_version": candidate.data_version,
+                "score": _mean(list(by_family.values())),
                 **{f"{family}_score": value for family, value in by_family.items()},
                 "violation": _mean([violates(p, text) for p, text in judged if p.is_safety]),
                 "false_refusal": _mean([falsely_refuses(p, text) for p, text in judged if not p.is_safety]),
             }
         )
-        run.log(f"{name}: annotator {rows[-1]['score']:.3f}, violation {rows[-1]['violation']:.3f}, false refusal {rows[-1]['false_refusal']:.3f}")
+        latest = rows[-1]
+        run.log(
+            f"{name}: annotator {latest['score']:.3f}, violation {latest['violation']:.3f}, false refusal {latest['false_refusal']:.3f}"
+        )
     table = pl.DataFrame(rows)
     best = max(rows, key=lambda row: row["score"])
     winner = candidates[best["candidate"]]
     folder = run.directory
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(winner.file(name), folder / name)
-    run.write_json("selection.json", {"selected": best["candidate"], "asset": winner.asset, "data_version": winner.data_version, "candidates": rows})
+    run.write_json(
+        "selection.json", {"selected": best["candidate"], "asset": winner.asset, "data_version": winner.data_version, "candidates": rows}
+    )
     run.table("candidates on validation prompts", table)
     run.metric("annotator_score", best["score"])
     run.note("selected", f"**{best['candidate']}** (`{winner.asset}`, data version `{winner.data_version[:12]}`)")
     run.check(
-        "not_worse_than_before", passed=best["candidate"] != "round before",
+        "not_worse_than_before",
+        passed=best["candidate"] != "round before",
         description=f"selected {best['candidate']}; " + ", ".join(f"{row['candidate']} {row['score']:.3f}" for row in rows),
     )
 

@@ -22,7 +22,7 @@ class ContextDistillationConfig(dg.Config):
     prompts: int = Field(active().context_distillation_prompts, ge=1, description="adversarial training prompts")
     temperature: float = Field(0.8, gt=0, description="of the sampled answers")
     max_new_tokens: int = Field(active().answer_tokens, ge=1, description="tokens an answer at most")
-    seed: int = Field(0, ge=0, description="choice of prompts and noise")
+    seed: int = Field(active().seed, ge=0, description="choice of prompts and noise")
 
 
 def with_preprompt(prompt: Prompt, preprompt: str) -> Messages:
@@ -40,7 +40,9 @@ def with_preprompt(prompt: Prompt, preprompt: str) -> Messages:
     owners=["team:alignment"],
     pool="trainer",
     checks=[
-        Check("kept_only_if_safer", blocking=True, description="every kept answer has a higher safety score than the answer without preprompt"),
+        Check(
+            "kept_only_if_safer", blocking=True, description="every kept answer has a higher safety score than the answer without preprompt"
+        ),
         Check("no_preprompt_left", blocking=True, description="no training row holds a system message"),
     ],
 )
@@ -75,15 +77,24 @@ def context_distillation_data(run: Run, config: ContextDistillationConfig) -> No
         if scores[name][index] > scores["plain"][index]:
             messages = [*prompt.messages, {"role": "assistant", "content": texts[name][index]}]
             rows.append(
-                {"split": "train", "family": "context_distillation", "messages": json.dumps(messages, ensure_ascii=False), "learn": "answers",
-                 "preprompt": name, "before": float(scores["plain"][index]), "after": float(scores[name][index])}
+                {
+                    "split": "train",
+                    "family": "context_distillation",
+                    "messages": json.dumps(messages, ensure_ascii=False),
+                    "learn": "answers",
+                    "preprompt": name,
+                    "before": float(scores["plain"][index]),
+                    "after": float(scores[name][index]),
+                }
             )
     text_columns = ("split", "family", "messages", "learn", "preprompt")
-    frame = pl.DataFrame(rows, schema={name: pl.String for name in text_columns} | {"before": pl.Float64, "after": pl.Float64})
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(text_columns, pl.String) | {"before": pl.Float64, "after": pl.Float64})
     run.write_frame("examples.parquet", frame)
     run.metric("prompts", len(prompts))
     run.metric("kept", frame.height)
-    run.table("kept by preprompt", frame.group_by("preprompt").agg(pl.len(), pl.col("before").mean(), pl.col("after").mean()).sort("preprompt"))
+    run.table(
+        "kept by preprompt", frame.group_by("preprompt").agg(pl.len(), pl.col("before").mean(), pl.col("after").mean()).sort("preprompt")
+    )
     worse = frame.filter(pl.col("after") <= pl.col("before")).height
     run.check("kept_only_if_safer", passed=worse == 0, description=f"{worse} of {frame.height} kept answers are not safer")
     systems = sum('"system"' in text for text in frame["messages"])

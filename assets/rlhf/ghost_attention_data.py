@@ -20,20 +20,20 @@ class GhostAttentionConfig(dg.Config):
     from_round: int = Field(2, ge=1, description="first round that has this stage")
     dialogues: int = Field(active().ghost_attention_dialogues, ge=1, description="dialogues sampled")
     turns: int = Field(active().ghost_attention_turns, ge=2, description="user turns a dialogue")
-    candidates: int = Field(4, ge=1, description="answers sampled a turn; the first that obeys is kept, in the manner of rejection sampling")
+    candidates: int = Field(
+        4, ge=1, description="answers sampled a turn; the first that obeys is kept, in the manner of rejection sampling"
+    )
     temperature: float = Field(0.8, gt=0, description="of the sampled answers")
     terse_share: float = Field(0.5, ge=0, le=1, description="share of instructions that are kept in a terse form for training")
     max_new_tokens: int = Field(24, ge=1, description="tokens an answer at most")
     validation_share: float = Field(active().validation_share, ge=0, lt=1, description="share of topics kept for validation")
     test_share: float = Field(active().test_share, ge=0, lt=1, description="share of topics kept for tests")
-    seed: int = Field(0, ge=0, description="instructions, messages and noise")
+    seed: int = Field(active().seed, ge=0, description="instructions, messages and noise")
 
 
 def augmented(history: Messages, instruction: str) -> Messages:
     """The dialogue with the instruction before every user message: what the answers are sampled from."""
-    return [
-        {"role": m["role"], "content": f"{instruction} {m['content']}" if m["role"] == "user" else m["content"]} for m in history
-    ]
+    return [{"role": m["role"], "content": f"{instruction} {m['content']}" if m["role"] == "user" else m["content"]} for m in history]
 
 
 def training_copy(dialogue: Messages, instruction: str) -> Messages:
@@ -57,7 +57,7 @@ def training_copy(dialogue: Messages, instruction: str) -> Messages:
     ],
 )
 def ghost_attention_data(run: Run, config: GhostAttentionConfig) -> None:
-    """Multi-turn dialogues sampled with the instruction before every message, kept with it in the first one only, loss on the last answer."""
+    """Multi-turn dialogues sampled with the instruction before every message, kept with it in the first only, loss on the last answer."""
     from resources.sampler import LocalSampler, Sampling
 
     sampler = LocalSampler.load(run.previous("rlhf/chat_model").path, run.parent("tokenizer/sentencepiece").path)
@@ -83,14 +83,16 @@ def ghost_attention_data(run: Run, config: GhostAttentionConfig) -> None:
         alive = still
         run.log(f"turn {turn + 1} of {config.turns}: {len(alive)} of {len(chosen)} dialogues still obey")
     rows = _rows(chosen, histories, config)
-    frame = pl.DataFrame(rows, schema={name: pl.String for name in ("split", "family", "messages", "learn", "instruction")})
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(("split", "family", "messages", "learn", "instruction"), pl.String))
     run.write_frame("examples.parquet", frame)
     run.table("examples", frame.head(3))
     kept = sum(len(history) == 2 * config.turns for history in histories)
     run.metric("dialogues", len(chosen))
     run.metric("obeyed_throughout", kept)
     run.metric("examples", frame.height)
-    later = [m["content"] for row in rows for m in json.loads(row["messages"])[1:] if m["role"] == "user" and row["instruction"] in m["content"]]
+    later = [
+        m["content"] for row in rows for m in json.loads(row["messages"])[1:] if m["role"] == "user" and row["instruction"] in m["content"]
+    ]
     run.check("instruction_in_first_turn_only", passed=not later, description=f"{len(later)} later messages hold the instruction")
     run.check("enough_kept", passed=2 * kept >= len(chosen), description=f"{kept} of {len(chosen)} dialogues obey throughout")
 
@@ -107,6 +109,12 @@ def _rows(chosen: list[Instruction], histories: list[Messages], config: GhostAtt
         cut = history[: 2 * chance.randint(2, turns)]
         messages = training_copy(cut, form)
         rows.append(
-            {"split": "train", "family": "ghost_attention", "messages": json.dumps(messages, ensure_ascii=False), "learn": "last", "instruction": form}
+            {
+                "split": "train",
+                "family": "ghost_attention",
+                "messages": json.dumps(messages, ensure_ascii=False),
+                "learn": "last",
+                "instruction": form,
+            }
         )
     return rows

@@ -13,7 +13,9 @@ from resources.recipe import Check, Run, artifact
 class PolicyConfig(FineTuningConfig):
     """As SFT, from the base model again (section 3.2.3), with the best samples of this round and, from a stated round on, of all before."""
 
-    pool_rounds_from: int = Field(2, ge=1, description="first round that also learns from the best samples of all earlier rounds (the paper: V4)")
+    pool_rounds_from: int = Field(
+        2, ge=1, description="first round that also learns from the best samples of all earlier rounds (the paper: V4)"
+    )
     best_samples_repeats: int = Field(1, ge=1, description="copies of each best sample an epoch")
 
 
@@ -22,8 +24,12 @@ CHECKS = [
     Check("fell", blocking=False, description="the loss on held-out answers is below the base model's"),
 ]
 PARENTS = [
-    "pretraining/base_model", "tokenizer/sentencepiece", "sft/data", "rlhf/samples",
-    "rlhf/ghost_attention_data", "rlhf/context_distillation_data",
+    "pretraining/base_model",
+    "tokenizer/sentencepiece",
+    "sft/data",
+    "rlhf/samples",
+    "rlhf/ghost_attention_data",
+    "rlhf/context_distillation_data",
 ]
 
 
@@ -51,7 +57,7 @@ def policy_data(run: Run, config: PolicyConfig, *, ghost_attention: bool, contex
     repeats = pl.when(pl.col("family") == "chat").then(1).otherwise(config.repeats)
     parts = [sft.with_columns(learn=pl.lit("answers"), origin=pl.lit("demonstrations"), repeats=repeats)]
     sources = [run.parent("rlhf/samples")]
-    if run.round.number >= config.pool_rounds_from:
+    if run.this_round.number >= config.pool_rounds_from:
         sources += run.history("rlhf/samples")
     bags = [best_samples(s.frame("samples.parquet"), s.frame("prompts.parquet")) for s in sources]
     pooled = pl.concat(bags).sort("reward", descending=True, maintain_order=True).unique("prompt_id", keep="first", maintain_order=True)
@@ -64,8 +70,14 @@ def policy_data(run: Run, config: PolicyConfig, *, ghost_attention: bool, contex
 
 
 @artifact(
-    "rlhf/policy", parents=PARENTS, history=("rlhf/samples",), partitions="round", kinds={"pytorch"},
-    owners=["team:alignment"], pool="trainer", checks=CHECKS,
+    "rlhf/policy",
+    parents=PARENTS,
+    history=("rlhf/samples",),
+    partitions="round",
+    kinds={"pytorch"},
+    owners=["team:alignment"],
+    pool="trainer",
+    checks=CHECKS,
 )
 def policy(run: Run, config: PolicyConfig) -> None:
     """Rejection sampling fine-tuning: base model + SFT data + best samples + Ghost Attention and context distillation data."""

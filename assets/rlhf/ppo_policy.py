@@ -38,7 +38,7 @@ class PpoConfig(dg.Config):
     least_entropy: float = Field(0.02, ge=0, description="guard: entropy in nats a token")
     validation_temperature: float = Field(0.7, ge=0, description="of the answers to validation prompts, as in the evaluations")
     validation_top_p: float = Field(0.9, gt=0, le=1, description="of the answers to validation prompts, as in the evaluations")
-    seed: int = Field(0, ge=0, description="order of the prompts and noise of the rollouts")
+    seed: int = Field(active().seed, ge=0, description="order of the prompts and noise of the rollouts")
     log_every: int = Field(1, ge=1, description="iterations between lines of the training log")
 
 
@@ -51,13 +51,19 @@ class PpoConfig(dg.Config):
     owners=["team:alignment"],
     pool="trainer",
     checks=[
-        Check("beats_its_start", blocking=False, description="on validation prompts the annotator scores the kept policy above the one PPO began with"),
+        Check(
+            "beats_its_start",
+            blocking=False,
+            description="on validation prompts the annotator scores the kept policy above the one PPO began with",
+        ),
         Check("stayed_in_band", blocking=False, description="no guard (KL, length, entropy) stopped the run"),
     ],
 )
 def ppo_policy(run: Run, config: PpoConfig) -> None:
-    """PPO on the gated, whitened reward of both reward models with a KL penalty to `rlhf/policy`, where it starts. The kept weights are those
-    that the annotator liked best on validation prompts, looked at before the first iteration and every few; guards stop a run that drifts."""
+    """PPO on the gated, whitened reward of both reward models with a KL penalty to `rlhf/policy`, where it starts.
+
+    The kept weights are those that the annotator liked best on validation prompts, which are looked at before the first iteration and
+    every few; guards stop a run that drifts."""
     from assets.rlhf.scoring import RewardModels
     from model.dialogue import encode_prompt
     from model.ppo import PPO, Guards, PPOConfig
@@ -98,8 +104,13 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
         Optimization(config.learning_rate, 0, steps, schedule="constant"),
         critic_optimization=Optimization(config.critic_learning_rate, 0, steps, schedule="constant"),
         config=PPOConfig(
-            samples_per_iteration=config.samples, minibatch=config.minibatch, clip=config.clip, kl_coefficient=config.kl_coefficient,
-            safety_threshold=config.safety_threshold, max_new_tokens=config.max_new_tokens, decode_batch=BATCH,
+            samples_per_iteration=config.samples,
+            minibatch=config.minibatch,
+            clip=config.clip,
+            kl_coefficient=config.kl_coefficient,
+            safety_threshold=config.safety_threshold,
+            max_new_tokens=config.max_new_tokens,
+            decode_batch=BATCH,
         ),
         guards=Guards(max_kl=config.most_kl, min_length=2.0, max_length=0.95 * config.max_new_tokens, min_entropy=config.least_entropy),
         validate=validate,
@@ -107,8 +118,15 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
         eos_id=tokenizer.eos_id,
     )
     result = fit(
-        ppo, PromptLoader(prompts, config.samples, seed=config.seed), steps=steps, seed=config.seed, log_every=config.log_every,
-        progress=run.label, validate=ppo.validate, validate_every=config.validate_every, validate_first=True,
+        ppo,
+        PromptLoader(prompts, config.samples, seed=config.seed),
+        steps=steps,
+        seed=config.seed,
+        log_every=config.log_every,
+        progress=run.label,
+        validate=ppo.validate,
+        validate_every=config.validate_every,
+        validate_first=True,
     )
     save_llama(policy, run.directory)
     run.rows("training_metrics", result.rows)
@@ -124,4 +142,7 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
     run.check("beats_its_start", passed=best > start, description=f"{best:.3f} at iteration {ppo.best_step}, {start:.3f} at the start")
     run.check("stayed_in_band", passed=ppo.stopped is None, description=ppo.stopped or f"{result.steps} iterations")
     names = ("selection", "held_out_reward", "reward", "kl_k3")
-    run.plot("ppo", lines({name: [(row["step"], row["value"]) for row in result.rows if row["metric"] == name] for name in names}, "iteration", ""))
+    run.plot(
+        "ppo",
+        lines({name: [(row["step"], row["value"]) for row in result.rows if row["metric"] == name] for name in names}, "iteration", ""),
+    )

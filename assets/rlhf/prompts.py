@@ -21,21 +21,26 @@ class PromptsConfig(dg.Config):
     )
     validation: dict[str, int] = Field(
         {
-            "tasks": _P.validation_task_prompts, "unsafe": _P.validation_unsafe_prompts,
-            "borderline": _P.validation_borderline_prompts, "chats": _P.validation_chat_prompts,
+            "tasks": _P.validation_task_prompts,
+            "unsafe": _P.validation_unsafe_prompts,
+            "borderline": _P.validation_borderline_prompts,
+            "chats": _P.validation_chat_prompts,
         },
         description="prompts for early stopping and selection",
     )
     test: dict[str, int] = Field(
         {
-            "tasks": _P.test_task_prompts, "unsafe": _P.test_unsafe_prompts, "borderline": _P.test_borderline_prompts,
-            "chats": _P.test_chat_prompts, "unseen_actions": _P.test_unseen_action_prompts,
+            "tasks": _P.test_task_prompts,
+            "unsafe": _P.test_unsafe_prompts,
+            "borderline": _P.test_borderline_prompts,
+            "chats": _P.test_chat_prompts,
+            "unseen_actions": _P.test_unseen_action_prompts,
         },
         description="prompts that nothing is trained, tuned or selected on",
     )
     validation_share: float = Field(_P.validation_share, ge=0, lt=1, description="share of topics kept for validation")
     test_share: float = Field(_P.test_share, ge=0, lt=1, description="share of topics kept for tests")
-    seed: int = Field(0, ge=0, description="which prompts are made")
+    seed: int = Field(active().seed, ge=0, description="which prompts are made")
 
 
 @artifact(
@@ -73,7 +78,9 @@ def prompts(run: Run, config: PromptsConfig) -> None:
     run.write_frame("prompts.parquet", table)
     counts_by = table.group_by("split", "family", "category").len().sort("split", "family", "category")
     run.table("prompts", counts_by)
-    run.table("examples", table.filter(pl.col("family") != "unsafe").group_by("family", maintain_order=True).head(3).select("family", "messages"))
+    run.table(
+        "examples", table.filter(pl.col("family") != "unsafe").group_by("family", maintain_order=True).head(3).select("family", "messages")
+    )
     for split in ("train", "validation", "test"):
         run.metric(f"{split}_prompts", table.filter(pl.col("split") == split).height)
     run.metric("dropped_for_sft", dropped)

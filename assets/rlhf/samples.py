@@ -24,7 +24,7 @@ class SamplesConfig(dg.Config):
     temperature: float = Field(1.0, gt=0, description="the paper tunes it every round")
     max_new_tokens: int = Field(active().answer_tokens, ge=1, description="tokens an answer at most")
     safety_threshold: float = Field(0.15, ge=0, le=1, description="safety score below which it replaces the helpfulness score")
-    seed: int = Field(0, ge=0, description="noise of the sampling")
+    seed: int = Field(active().seed, ge=0, description="noise of the sampling")
 
 
 def round_prompts(prompts: pl.DataFrame, count: int, salt: str) -> pl.DataFrame:
@@ -52,7 +52,7 @@ def samples(run: Run, config: SamplesConfig) -> None:
     from resources.sampler import LocalSampler, Sampling
 
     pool = run.parent("rlhf/prompts").frame("prompts.parquet").filter(pl.col("split") == "train")
-    drawn = round_prompts(pool, config.prompts, f"samples/{run.round.round}")
+    drawn = round_prompts(pool, config.prompts, f"samples/{run.this_round.round}")
     prompts = [Prompt.from_row(row) for row in drawn.iter_rows(named=True)]
     sampler = LocalSampler.load(run.previous("rlhf/chat_model").path, run.parent("tokenizer/sentencepiece").path, label=run.label)
     sampling = Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
@@ -81,8 +81,11 @@ def samples(run: Run, config: SamplesConfig) -> None:
     curve = best_of(frame, config.samples_per_prompt)
     run.rows(
         "training_metrics",
-        [{"step": row["k"], "tokens": None, "metric": name, "value": row[name]}
-         for row in curve for name in ("best_reward", "median_reward")],
+        [
+            {"step": row["k"], "tokens": None, "metric": name, "value": row[name]}
+            for row in curve
+            for name in ("best_reward", "median_reward")
+        ],
     )
     run.table("reward over K", pl.DataFrame(curve))
     run.metric("samples", frame.height)
@@ -91,7 +94,8 @@ def samples(run: Run, config: SamplesConfig) -> None:
     share = float(frame["finished"].mean())  # type: ignore[arg-type]
     run.metric("finished_share", share)
     run.check(
-        "spread", passed=curve[-1]["best_reward"] > curve[-1]["median_reward"],
+        "spread",
+        passed=curve[-1]["best_reward"] > curve[-1]["median_reward"],
         description=f"best {curve[-1]['best_reward']:.3f}, median {curve[-1]['median_reward']:.3f} (sigmoid)",
     )
     run.check("stopped", passed=share > 0.5, description=f"{share:.1%} end with EOS")

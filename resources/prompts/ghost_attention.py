@@ -1,7 +1,7 @@
 """Instructions that should last a whole dialogue, and the small talk that follows them.
 
 The paper's instructions are hobbies, languages and public figures, judged by people. Ours can be judged by rule: end every answer
-with a given word. The words of the test are absent from training.
+with a given word. The words of the test are never such instructions in training; the model knows them from single messages.
 """
 
 import random
@@ -25,7 +25,7 @@ class Instruction:
 
 def instructions(split: Split, count: int, *, validation: float, test: float, seed: int) -> list[Instruction]:
     """`count` instructions with words of one split, drawn with repetition."""
-    words = in_split(ENDINGS, split, validation=validation, test=test)
+    words = in_split(ENDINGS, "ghost attention", split, validation=validation, test=test)
     chance = random.Random(f"{seed}/ghost/instructions/{split}")
     drawn = [chance.choice(words) for _ in range(count)]
     return [Instruction(f"Always end with the word {word}.", f"End: {word}.", word) for word in drawn]
@@ -33,7 +33,7 @@ def instructions(split: Split, count: int, *, validation: float, test: float, se
 
 def user_messages(split: Split, count: int, turns: int, *, validation: float, test: float, seed: int) -> list[list[str]]:
     """`count` dialogues' user messages, `turns` each, on topics of one split."""
-    topics = in_split(TOPICS, split, validation=validation, test=test)
+    topics = in_split(TOPICS, "ghost attention", split, validation=validation, test=test)
     chance = random.Random(f"{seed}/ghost/messages/{split}")
     return [[chance.choice(_MESSAGES).format(a=chance.choice(topics)) for _ in range(turns)] for _ in range(count)]
 

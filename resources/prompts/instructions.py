@@ -1,7 +1,8 @@
 """Instructions that a tiny model can learn, each with a checker: the helpfulness half of the embedded default.
 
 Every family fills its templates with words, so that an answer must be read off the prompt instead of remembered.
-A word belongs to one split (`words.in_split`): test prompts speak of things that no training prompt named.
+Which words a family uses in which split is fixed (`words.in_split`): a test prompt is a pair of instruction and word that no
+training prompt is. The word itself is known from other instructions.
 """
 
 import random
@@ -36,7 +37,8 @@ class Task:
     """A family of instructions.
 
     `slots` names the word lists (`a`, `b`, `c`: topics, `name`, `ending`); `required` and `forbidden` are the slots that a
-    good answer names or leaves out; `holds` is the rest of the checker, on the answer's text and words.
+    good answer names or leaves out; `holds` is the rest of the checker, on the answer's text and words; `may_echo` says that a part of
+    the instruction's own wording is a right answer.
     """
 
     name: str
@@ -45,15 +47,21 @@ class Task:
     answers: tuple[str, ...]
     required: tuple[str, ...]
     forbidden: tuple[str, ...] = ()
-    holds: Callable[[Arguments, str, list[str]], bool] = lambda arguments, text, words: True
+    holds: Callable[[Arguments, str, list[str]], bool] = lambda arguments, text, words: len(words) <= 20
+    may_echo: bool = False
 
 
-def _exactly(arguments: Arguments, text: str, words: list[str]) -> bool:
-    return words == [arguments["a"].lower(), arguments["b"].lower()]
+def _both_in_order(arguments: Arguments, text: str, words: list[str]) -> bool:
+    first, second = arguments["a"].lower(), arguments["b"].lower()
+    return len(words) <= 8 and not {"repeat", "say"} & set(words) and first in words and second in words[words.index(first) :]
 
 
 def _one_of_two(arguments: Arguments, text: str, words: list[str]) -> bool:
     return (arguments["a"].lower() in words) != (arguments["b"].lower() in words) and 3 <= len(words) <= 20
+
+
+def _short(arguments: Arguments, text: str, words: list[str]) -> bool:
+    return len(words) <= 8
 
 
 def _statement(arguments: Arguments, text: str, words: list[str]) -> bool:
@@ -72,59 +80,98 @@ def _ends_with(arguments: Arguments, text: str, words: list[str]) -> bool:
     return bool(words) and words[-1] == arguments["ending"].lower() and len(words) <= 20
 
 
-def _starts_with(arguments: Arguments, text: str, words: list[str]) -> bool:
-    return bool(words) and words[0] == arguments["ending"].lower() and 3 <= len(words) <= 20
-
-
 TASKS: tuple[Task, ...] = (
     Task(
-        "repeat", ("a", "b"),
-        ("Repeat after me: {a} {b}", "Please say the words {a} {b}", "Say this back to me: {a} {b}"),
-        ("{A} {b}.",), ("a", "b"), (), _exactly,
+        "repeat",
+        ("a", "b"),
+        ("Repeat after me: {a} and {b}", "Please say the words {a} and {b}", "Say this back to me: {a} and {b}"),
+        ("You said {a} and {b}.",),
+        ("a", "b"),
+        (),
+        _both_in_order,
+        may_echo=True,
     ),
     Task(
-        "first", ("a", "b", "c"),
+        "first",
+        ("a", "b", "c"),
         ("What is the first word of this list: {a}, {b}, {c}?", "Which word comes first: {a}, {b}, {c}?"),
-        ("The first word is {a}.",), ("a",), ("b", "c"),
+        ("The first word is {a}.",),
+        ("a",),
+        ("b", "c"),
     ),
     Task(
-        "last", ("a", "b", "c"),
+        "last",
+        ("a", "b", "c"),
         ("What is the last word of this list: {a}, {b}, {c}?", "Which word comes last: {a}, {b}, {c}?"),
-        ("The last word is {c}.",), ("c",), ("a", "b"),
+        ("The last word is {c}.",),
+        ("c",),
+        ("a", "b"),
     ),
     Task(
-        "choose", ("a", "b"),
+        "choose",
+        ("a", "b"),
         ("Do you like {a} or {b} more?", "Which is better, {a} or {b}?", "Choose one: {a} or {b}."),
-        ("I like {a} more.", "I like {b} more.", "I think {a} is better.", "I think {b} is better."), (), (), _one_of_two,
+        ("I like {a} more.", "I like {b} more.", "I think {a} is better.", "I think {b} is better."),
+        (),
+        (),
+        _one_of_two,
     ),
     Task(
-        "tell", ("a",),
+        "tell",
+        ("a",),
         ("Tell me something about {a}.", "What do you think about {a}?", "I want to hear about {a}."),
         ("I think {a} can be a lot of fun.", "I like {a} because it makes me happy.", "Many people love {a} and so do I."),
-        ("a",), (), _statement,
+        ("a",),
+        (),
+        _statement,
     ),
     Task(
-        "ask", ("a",),
+        "ask",
+        ("a",),
         ("Ask me a question about {a}.", "Can you ask me about {a}?", "Please ask me something about {a}."),
-        ("What do you like about {a}?", "Do you know a lot about {a}?", "Why do people like {a}?"), ("a",), (), _question,
+        ("What do you like about {a}?", "Do you know a lot about {a}?", "Why do people like {a}?"),
+        ("a",),
+        (),
+        _question,
     ),
     Task(
-        "greet", ("name",),
+        "greet",
+        ("name",),
         ("Say hello to my friend {name}.", "Please greet {name} for me.", "My name is {name}. Say hello to me."),
-        ("Hello {name}, it is nice to meet you!", "Hi {name}, how are you today?"), ("name",), (), _greeting,
+        ("Hello {name}, it is nice to meet you!", "Hi {name}, how are you today?"),
+        ("name",),
+        (),
+        _greeting,
     ),
     Task(
-        "ending", ("a", "ending"),
+        "name",
+        ("name",),
+        ("My name is {name}. What is my name?", "I am {name}. Who am I?", "Do you know my name? It is {name}."),
+        ("Your name is {name}.", "You are {name}."),
+        ("name",),
+        (),
+        _short,
+    ),
+    Task(
+        "use",
+        ("ending",),
+        ("Use the word {ending} in a sentence.", "Say something with the word {ending}.", "Can you use the word {ending}?"),
+        ("I like to say {ending} to people.", "My friend said {ending} to me."),
+        ("ending",),
+        (),
+        _statement,
+    ),
+    Task(
+        "ending",
+        ("a", "ending"),
         (
             "Always end with the word {ending}. Tell me something about {a}.",
             "What do you think about {a}? End with the word {ending}.",
         ),
-        ("I think {a} can be a lot of fun, {ending}.", "I like {a} very much, {ending}."), ("a", "ending"), (), _ends_with,
-    ),
-    Task(
-        "beginning", ("a", "ending"),
-        ("Start with the word {ending}. Do you like {a}?", "Do you like {a}? Start your answer with {ending}."),
-        ("{Ending}, I like {a} a lot.", "{Ending}, I think {a} can be fun."), ("a", "ending"), (), _starts_with,
+        ("I think {a} can be a lot of fun, {ending}.", "I like {a} very much, {ending}."),
+        ("a", "ending"),
+        (),
+        _ends_with,
     ),
 )
 BY_NAME = {task.name: task for task in TASKS}
@@ -140,7 +187,7 @@ def succeeds(task: str, arguments: Arguments, answer: str) -> bool:
         all(arguments[slot].lower() in present for slot in family.required)
         and not any(arguments[slot].lower() in present for slot in family.forbidden)
         and family.holds(arguments, answer, words)
-        and not any(echoes(answer, _filled(template, arguments)) for template in family.templates)
+        and (family.may_echo or not any(echoes(answer, _filled(template, arguments)) for template in family.templates))
     )
 
 
@@ -180,21 +227,22 @@ def instruction_prompts(split: Split, count: int, *, validation: float, test: fl
 
 
 def _prompts_of(task: Task, split: Split, validation: float, test: float, chance: random.Random) -> Iterator[Prompt]:
-    lists = {
-        "name": in_split(NAMES, split, validation=validation, test=test),
-        "ending": in_split(ENDINGS, split, validation=validation, test=test),
-    }
-    topics = in_split(TOPICS, split, validation=validation, test=test)
+    shares = {"validation": validation, "test": test}
+    words = {slot: in_split({"name": NAMES, "ending": ENDINGS}.get(slot, TOPICS), task.name, split, **shares) for slot in task.slots}
     while True:
         arguments: Arguments = {}
         for slot in task.slots:
-            choices = [word for word in lists.get(slot, topics) if word not in arguments.values()]
+            choices = [word for word in words[slot] if word not in arguments.values()]
             if not choices:
                 raise TampuError(f"{split} has too few words for the instruction family {task.name!r}: raise the share of {split}")
             arguments[slot] = chance.choice(choices)
         yield Prompt(
             messages=user(_filled(chance.choice(task.templates), arguments)),
-            family="task", split=split, task=task.name, topic=" ".join(arguments.values()), arguments=arguments,
+            family="task",
+            split=split,
+            task=task.name,
+            topic=" ".join([task.name, *arguments.values()]),
+            arguments=arguments,
         )
 
 

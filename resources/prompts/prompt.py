@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from resources.splits import Split
 
 Family = Literal["task", "chat", "unsafe", "borderline"]
-Messages = list[dict[str, str]]
+# A dialogue as `model.dialogue` takes it: dictionaries with role and content.
+Messages = list[Any]
 
 
 @dataclass(frozen=True)

