@@ -44,9 +44,7 @@ def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, h
             encoded += [example] * (row["repeats"] if split == "train" else 1)
         parts[split] = encoded
     run.metric("longer_than_context", too_long)
-    run.check(
-        "loss_on_answers_only", passed=wrong == 0, description=f"{wrong} rows whose learned tokens are not the answers with their EOS"
-    )
+    run.check("loss_on_answers_only", passed=wrong == 0, description=f"{wrong} rows whose learned tokens are not the answers with their EOS")
     held_out = pack(parts["validation"], config.context, seed=0)
     before, _ = mean_loss(network, held_out)
     loader = PackedLoader(pack(parts["train"], config.context, seed=config.seed), config.batch, seed=config.seed)

@@ -115,9 +115,7 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
     train = blocks(np.load(data.file("train.npy")), config.context)
     held_out = {split: blocks(np.load(data.file(f"{split}.npy")), config.context) for split in ("validation", "test")}
     sizes = {split: int(data.metrics[f"{split}_bytes"]) for split in held_out}
-    optimization = Optimization(
-        learning_rate=config.learning_rate, steps=config.steps, warmup_steps=int(config.warmup_share * config.steps)
-    )
+    optimization = Optimization(learning_rate=config.learning_rate, steps=config.steps, warmup_steps=int(config.warmup_share * config.steps))
     result = fit(
         CausalLM(network, optimization),
         PackedLoader(train, config.batch, seed=config.seed),
@@ -150,8 +148,8 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
 class BaselineConfig(dg.Config):
     """Kneser-Ney models on the same training and validation text."""
 
-    token_orders: list[int] = Field([1, 2, 3, 4], description="orders of the token models")
-    byte_orders: list[int] = Field([3, 5, 6], description="orders of the byte models")
+    token_orders: list[int] = Field([2, 3], description="orders of the token models")
+    byte_orders: list[int] = Field([5], description="orders of the byte models")
     discount: float = Field(0.75, gt=0, lt=1, description="absolute discount")
 
 

@@ -22,7 +22,7 @@ class RewardConfig(dg.Config):
     margin: Literal["none", "small", "large"] = Field("small", description="margin by rating; the paper tried all three")
     batch: int = Field(active().reward_batch, ge=1, description="pairs a step")
     learning_rate: float = Field(active().reward_learning_rate, gt=0, description="peak of the cosine schedule")
-    epochs: int = Field(1, ge=1, description="passes over the pairs; the paper found more than one to overfit")
+    epochs: int = Field(active().reward_epochs, ge=1, description="passes over the pairs; the paper found more than one to overfit")
     most_of_the_rest: float = Field(1.0, ge=0, description="comparisons of the other axis at most, as a share of this axis' own")
     auxiliary_weight: float = Field(0.0, ge=0, description="weight of the auxiliary safety loss; its form is our choice")
     benign_share: float = Field(0.0, ge=0, description="harmless answers in the auxiliary loss, as a share of the safety comparisons")
@@ -68,16 +68,12 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
     def pairs_of(frame: pl.DataFrame) -> list[Comparison]:
         rows = frame.select("prompt", "chosen", "rejected", "rating", "chosen_safe", "rejected_safe").iter_rows()
         made = (
-            Comparison(
-                tokens(prompt, chosen), tokens(prompt, rejected), rating, chosen_unsafe=_unsafe(first), rejected_unsafe=_unsafe(second)
-            )
+            Comparison(tokens(prompt, chosen), tokens(prompt, rejected), rating, chosen_unsafe=_unsafe(first), rejected_unsafe=_unsafe(second))
             for prompt, chosen, rejected, rating, first, second in rows
         )
         return [pair for pair in made if max(len(pair.chosen), len(pair.rejected)) <= longest]
 
-    train = mixture(
-        comparisons.filter(pl.col("part") == "train"), safety=safety, most_of_the_rest=config.most_of_the_rest, seed=config.seed
-    )
+    train = mixture(comparisons.filter(pl.col("part") == "train"), safety=safety, most_of_the_rest=config.most_of_the_rest, seed=config.seed)
     pairs = pairs_of(train)
     run.metric("longer_than_context", train.height - len(pairs))
     benign = comparisons.filter((pl.col("part") == "train") & ~pl.col("is_safety") & pl.col("chosen_safe"))
@@ -90,9 +86,7 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
     loader = ComparisonLoader(pairs, config.batch, seed=config.seed, margin=config.margin, labelled=points)
     steps = loader.steps(config.epochs)
     training = RewardTraining(reward, reward_optimization(config.learning_rate, steps), safety_weight=config.auxiliary_weight)
-    result = fit(
-        training, loader, steps=steps, seed=config.seed, precision=config.precision, log_every=config.log_every, progress=run.label
-    )
+    result = fit(training, loader, steps=steps, seed=config.seed, precision=config.precision, log_every=config.log_every, progress=run.label)
     save_reward(reward, run.directory)
 
     held_out = comparisons.filter((pl.col("part") == "held_out") & (pl.col("is_safety") == safety))

@@ -108,9 +108,7 @@ class FineTuningConfig(dg.Config):
 
     NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every",)
     epochs: int = Field(2, ge=1, description="passes over the data")
-    repeats: int = Field(
-        active().sft_repeats, ge=1, description="copies of each template-made row an epoch; conversations are never repeated"
-    )
+    repeats: int = Field(active().sft_repeats, ge=1, description="copies of each template-made row an epoch; conversations are never repeated")
     context: int = Field(active().context, ge=32, description="tokens a packed sequence")
     batch: int = Field(active().sft_batch, ge=1, description="packed sequences a step")
     learning_rate: float = Field(active().sft_learning_rate, gt=0, description="peak of the cosine schedule")

@@ -65,9 +65,7 @@ def main() -> None:
         return
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for row in results:
-        print(
-            f"{row['benchmark']:<10} {row['median']:>12,.0f} {row['unit']}  ({row['least']:,.0f} to {row['most']:,.0f}, {row['runs']} runs)"
-        )
+        print(f"{row['benchmark']:<10} {row['median']:>12,.0f} {row['unit']}  ({row['least']:,.0f} to {row['most']:,.0f}, {row['runs']} runs)")
 
 
 if __name__ == "__main__":

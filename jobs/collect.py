@@ -17,7 +17,7 @@ from resources.splits import fraction_of
 from resources.store import Artifact, ArtifactStore
 
 # Shares of the families in a week (our choice): instructions and safety in the main, as the paper's two guidelines.
-FAMILY_SHARES = {"task": 0.45, "unsafe": 0.25, "borderline": 0.15, "chat": 0.15}
+FAMILY_SHARES = {"task": 0.55, "unsafe": 0.2, "borderline": 0.15, "chat": 0.1}
 TEMPERATURES = (1.0, 0.8)
 # The simulated annotator's calendar: week 1 begins here. Wall-clock time would make the same seed give other bytes.
 FIRST_WEEK = datetime(2023, 1, 2, tzinfo=UTC)

@@ -131,7 +131,4 @@ def _first_failure(result: dg.ExecuteInProcessResult) -> str:
         asset = (event.step_key or "the run").replace("__", "/")
         return text if name == "TampuError" else f"{asset}: {name}: {text.splitlines()[0] if text else ''}"
     failed = [one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking]
-    return (
-        "; ".join(f"{one.asset_key.to_user_string()}: check {one.check_name} failed: {one.description}" for one in failed)
-        or "the run failed"
-    )
+    return "; ".join(f"{one.asset_key.to_user_string()}: check {one.check_name} failed: {one.description}" for one in failed) or "the run failed"

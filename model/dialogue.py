@@ -108,9 +108,7 @@ def _turn(tokenizer: Tokenizer, user: str, answer: str | None) -> Example:
     prompt = tokenizer.encode(_instruction(user))
     whole = tokenizer.encode(f"{_instruction(user)} {answer.strip()} ")
     if whole[: len(prompt)] != prompt:
-        raise ValueError(
-            "this tokenizer joins the end of an instruction with the answer's beginning; it must split at spaces as Llama's does"
-        )
+        raise ValueError("this tokenizer joins the end of an instruction with the answer's beginning; it must split at spaces as Llama's does")
     tokens = [tokenizer.bos_id, *whole, tokenizer.eos_id]
     learned = len(whole) - len(prompt) + 1
     return Example(tokens, [False] * (len(tokens) - learned) + [True] * learned)

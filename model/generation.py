@@ -261,9 +261,13 @@ def choose(logits_bv: Tensor, uniform_b: Tensor, temperature_b: Tensor, top_p_b:
     probabilities_bv = torch.softmax(logits_bv / torch.where(greedy_b, 1.0, temperature_b)[:, None], dim=-1)
     tokens_b = torch.empty(len(logits_bv), dtype=torch.int64, device=logits_bv.device)
     plain = (~truncated_b & ~greedy_b).nonzero().flatten()
+    if len(plain) == len(tokens_b):
+        return _invert(probabilities_bv, uniform_b)
     if len(plain):
         tokens_b[plain] = _invert(probabilities_bv[plain], uniform_b[plain])
     cut = (truncated_b & ~greedy_b).nonzero().flatten()
+    if len(cut) == len(tokens_b):
+        return _choose_truncated(probabilities_bv, uniform_b, top_p_b, top_k_b)
     if len(cut):
         tokens_b[cut] = _choose_truncated(probabilities_bv[cut], uniform_b[cut], top_p_b[cut], top_k_b[cut])
     if bool(greedy_b.any()):
@@ -277,7 +281,8 @@ def _choose_truncated(probabilities_bv: Tensor, uniform_b: Tensor, top_p_b: Tens
     tokens_b = torch.empty(len(probabilities_bv), dtype=torch.int64, device=probabilities_bv.device)
     rows_b = torch.arange(len(probabilities_bv), device=probabilities_bv.device)
     for width in (min(128, vocabulary), vocabulary):
-        sorted_bn, order_bn = probabilities_bv[rows_b].topk(width, dim=-1)
+        unsettled_bv = probabilities_bv if len(rows_b) == len(probabilities_bv) else probabilities_bv[rows_b]
+        sorted_bn, order_bn = unsettled_bv.topk(width, dim=-1)
         mass_bn = sorted_bn.cumsum(-1)
         limit_b = torch.where(top_k_b[rows_b] > 0, top_k_b[rows_b], vocabulary)
         keep_bn = (mass_bn - sorted_bn <= top_p_b[rows_b, None]) & (torch.arange(width, device=rows_b.device) < limit_b[:, None])

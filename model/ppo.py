@@ -190,9 +190,7 @@ class PPO(LightningModule):
                 reference_na[rows] = some.chosen(some.distributions(self.reference))
                 values_na[rows] = self.critic.values(some)
         mask_na = sequences.mask_na
-        helpfulness_n, safety_n = (
-            torch.as_tensor(scores, dtype=torch.float32, device=self.device) for scores in self.score(questions, answers)
-        )
+        helpfulness_n, safety_n = (torch.as_tensor(scores, dtype=torch.float32, device=self.device) for scores in self.score(questions, answers))
         is_safety_n = torch.tensor([prompt.is_safety for prompt in prompts], device=self.device)
         finished_n = torch.tensor([completion.finished for completion in completions], device=self.device)
         combined_n = gated_reward(helpfulness_n, safety_n, is_safety_n, config.safety_threshold)
@@ -226,9 +224,7 @@ class PPO(LightningModule):
         with autocast(self.policy, self.precision):
             logprobs_na = some.chosen(some.distributions(self.policy))
             values_na = self.critic.values(some)
-        policy_loss, ratio_na = ppo_policy_loss(
-            logprobs_na, experience.logprobs_na[rows], experience.advantages_na[rows], mask_na, config.clip
-        )
+        policy_loss, ratio_na = ppo_policy_loss(logprobs_na, experience.logprobs_na[rows], experience.advantages_na[rows], mask_na, config.clip)
         returns_na = experience.returns_na[rows]
         value_loss = ppo_value_loss(values_na, experience.values_na[rows], returns_na, mask_na, config.critic_clip)
         for optimizer, loss in zip(self.optimizers(), (policy_loss, value_loss), strict=True):

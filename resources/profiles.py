@@ -38,11 +38,11 @@ class Profile:
     context: int = 256
     max_context: int = 1024
     # pretraining
-    pretraining_steps: int = 1900
+    pretraining_steps: int = 2200
     pretraining_batch: int = 8
     pretraining_learning_rate: float = 6e-3
     # prompts
-    task_prompts: int = 3600
+    task_prompts: int = 4000
     unsafe_prompts: int = 1500
     borderline_prompts: int = 1150
     chat_prompts: int = 900
@@ -64,19 +64,20 @@ class Profile:
     sft_batch: int = 8
     sft_learning_rate: float = 3e-3
     # preferences
-    comparisons_a_week: int = 5000
+    comparisons_a_week: int = 7000
     annotator_noise: float = 0.15
     growth_threshold: int = 500
     # reward models
     reward_batch: int = 16
-    reward_learning_rate: float = 2e-3
+    reward_learning_rate: float = 1e-3
+    reward_epochs: int = 2
     # reinforcement learning from human feedback
     samples_per_prompt: int = 8
-    rejection_sampling_prompts: int = 2400
+    rejection_sampling_prompts: int = 2000
     ghost_attention_dialogues: int = 240
     ghost_attention_turns: int = 8
     context_distillation_prompts: int = 240
-    ppo_iterations: int = 16
+    ppo_iterations: int = 10
     ppo_samples: int = 512
     ppo_minibatch: int = 64
     ppo_learning_rate: float = 2e-4

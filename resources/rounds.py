@@ -149,9 +149,7 @@ def _previous(store: ArtifactStore, profile: str, before: str | None) -> dict[st
     if before is None:
         return {CHAT_MODEL: _sound(store.current(FIRST_CHAT_MODEL, None, profile)).reference()}
     if not store.has_current(CHAT_MODEL, before, profile):
-        raise TampuError(
-            f"round {before} has no chat model yet, and the next round starts from it: finish it with `tampu run --round {before}`"
-        )
+        raise TampuError(f"round {before} has no chat model yet, and the next round starts from it: finish it with `tampu run --round {before}`")
     pinned = {}
     for asset in PREVIOUS:
         if store.has_current(asset, before, profile):

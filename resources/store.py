@@ -237,8 +237,7 @@ class ArtifactStore(dg.ConfigurableResource):
                 differs_from = difference(before, files)
                 names, old = ", ".join(differs_from["files"]), before["data_version"]
                 said.append(
-                    f"recomputing {asset} {identity[:8]} gave other bytes than before in {names} "
-                    f"(data version {version[:8]}, before {old[:8]})"
+                    f"recomputing {asset} {identity[:8]} gave other bytes than before in {names} (data version {version[:8]}, before {old[:8]})"
                 )
             key = f"{identity}-{max(_variant(one.key) for one in kept) + 1}" if kept else identity
             complete = manifest | {"key": key, "data_version": version, "files": files, "differs_from": differs_from}

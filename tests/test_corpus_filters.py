@@ -30,9 +30,7 @@ def rule_of(text: str, language: str = "en", **limits: float) -> str | None:
 
 
 any_text = st.text(max_size=60)
-words = st.sampled_from(
-    ["hello", "how", "are", "you", "the", "lake", "rain", "a@b.example", "+1 650 253 0000", "!!!!!!", "\n", "ok", "été"]
-)
+words = st.sampled_from(["hello", "how", "are", "you", "the", "lake", "rain", "a@b.example", "+1 650 253 0000", "!!!!!!", "\n", "ok", "été"])
 chat = st.lists(words, max_size=25).map(" ".join)
 frames = st.lists(st.tuples(chat, st.sampled_from(["train", "validation", "test"])), min_size=1, max_size=12).map(
     lambda rows: pl.concat(

@@ -69,9 +69,7 @@ def test_growth_below_the_threshold_opens_no_round(demo_copy: ArtifactStore, ins
     assert "5 comparisons are new" in str(result.skip_message)
 
 
-def test_growth_above_the_threshold_opens_round_three_and_touches_nothing_older(
-    demo_copy: ArtifactStore, instance: dg.DagsterInstance
-) -> None:
+def test_growth_above_the_threshold_opens_round_three_and_touches_nothing_older(demo_copy: ArtifactStore, instance: dg.DagsterInstance) -> None:
     older = {path: path.read_bytes() for path in Path(demo_copy.root).glob("rounds/**/*.json")}
     pointers = {path: path.read_bytes() for path in Path(demo_copy.root).glob("current/**/*.json")}
     new_file(demo_copy, "week-3", 45)

@@ -66,9 +66,9 @@ def served(demo_copy: ArtifactStore) -> Iterator[str]:
             lambda: (
                 [
                     entry["loadStatus"]
-                    for entry in ask(url, "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus } } } }")[
-                        "workspaceOrError"
-                    ]["locationEntries"]
+                    for entry in ask(url, "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus } } } }")["workspaceOrError"][
+                        "locationEntries"
+                    ]
                 ]
                 == ["LOADED"]
             ),

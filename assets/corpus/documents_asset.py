@@ -18,9 +18,7 @@ class DocumentsConfig(dg.Config):
     """Which text; without `sources` the embedded default (human conversations, and speeches as the factual source)."""
 
     NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("sources.path",)
-    sources: list[dict[str, Any]] = Field(
-        [], description="own sources: name, reader (jsonl, parquet, text), path, licence, weight, factual, …"
-    )
+    sources: list[dict[str, Any]] = Field([], description="own sources: name, reader (jsonl, parquet, text), path, licence, weight, factual, …")
     conversations: int = Field(active().conversations, ge=1, description="conversations of the embedded default at most, chosen by hash")
     speeches_from_year: int = Field(active().speeches_from_year, description="first year of the embedded speeches")
     speeches_weight: float = Field(active().speeches_weight, gt=0, description="up-sampling of the embedded speeches")

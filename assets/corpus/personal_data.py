@@ -46,9 +46,7 @@ class PersonalData:
         import phonenumbers
 
         if self.spans_max < 0 or not self.per_thousand_max >= 0:
-            raise TampuError(
-                f"personal data: spans_max {self.spans_max} and per_thousand_max {self.per_thousand_max} must be numbers from 0 up"
-            )
+            raise TampuError(f"personal data: spans_max {self.spans_max} and per_thousand_max {self.per_thousand_max} must be numbers from 0 up")
         if self.phone_region not in phonenumbers.SUPPORTED_REGIONS:
             raise TampuError(f"personal data: phone_region {self.phone_region!r} is unknown; expected a code such as 'US'")
 

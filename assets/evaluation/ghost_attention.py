@@ -70,9 +70,7 @@ def recall_by_turn(run: Run, config: GhostAttentionTestConfig, weights: Artifact
     kinds={"pytorch", "polars"},
     owners=["team:evaluation"],
     pool="trainer",
-    checks=[
-        Check("holds_at_turn_six", blocking=False, description="with Ghost Attention data, recall at turn 6 is above the round before's")
-    ],
+    checks=[Check("holds_at_turn_six", blocking=False, description="with Ghost Attention data, recall at turn 6 is above the round before's")],
 )
 def ghost_attention(run: Run, config: GhostAttentionTestConfig) -> None:
     """Recall of 'Always end with the word …' by turn (Table 30): this round's chat model and the round before's; `with` means that Ghost

@@ -44,9 +44,7 @@ def human_ratings(run: Run, config: HumanRatingsConfig) -> None:
     ours = frame.filter(pl.col("model") == "rlhf/chat_model")
     theirs = frame.filter(pl.col("model") == "sft/model")
     pairs = ours.join(theirs, on="prompt_id", suffix="_sft", maintain_order="left").join(prompts, on="prompt_id", maintain_order="left")
-    pairs = (
-        pairs.with_columns(place=pl.Series([fraction_of(i, "human-items") for i in pairs["prompt_id"]])).sort("place").head(config.items)
-    )
+    pairs = pairs.with_columns(place=pl.Series([fraction_of(i, "human-items") for i in pairs["prompt_id"]])).sort("place").head(config.items)
     swapped = [fraction_of(identity, "human-order") < 0.5 for identity in pairs["prompt_id"]]
     items = pairs.with_columns(swapped=pl.Series(swapped)).select(
         item=pl.col("prompt_id"),

@@ -35,9 +35,7 @@ AXES = {
     partitions="round",
     kinds={"polars"},
     owners=["team:evaluation"],
-    checks=[
-        Check("chat_model_beats_sft", blocking=False, description="the chat model wins against SFT on both axes beyond the 95 % interval")
-    ],
+    checks=[Check("chat_model_beats_sft", blocking=False, description="the chat model wins against SFT on both axes beyond the 95 % interval")],
 )
 def win_rates(run: Run, config: WinRatesConfig) -> None:
     """Wins, ties, losses and 95 % intervals on test prompts. The judge `annotator` is the simulated annotator's score without noise;
@@ -83,9 +81,7 @@ def win_rates(run: Run, config: WinRatesConfig) -> None:
     table = pl.DataFrame(rows)
     shown = table.filter(pl.col("judge") == "annotator").select("model", "opponent", "axis", "win_rate", "ci_low", "ci_high", "n")
     run.table("under the annotator", shown)
-    main = {
-        row["axis"]: row for row in rows if (row["model"], row["opponent"], row["judge"]) == ("rlhf/chat_model", "sft/model", "annotator")
-    }
+    main = {row["axis"]: row for row in rows if (row["model"], row["opponent"], row["judge"]) == ("rlhf/chat_model", "sft/model", "annotator")}
     for axis in ("helpfulness", "safety"):
         run.metric(f"{axis}_win_rate_against_sft", main[axis]["win_rate"])
     low = min(main[axis]["ci_low"] for axis in ("helpfulness", "safety"))

@@ -97,9 +97,7 @@ def comparison(run: Run, config: ComparisonConfig) -> None:
     from resources.sampler import LocalSampler, Sampling
 
     pool = (
-        run.parent("rlhf/prompts")
-        .frame("prompts.parquet")
-        .filter((pl.col("split") == "test") & pl.col("suite").is_in(["unsafe", "borderline"]))
+        run.parent("rlhf/prompts").frame("prompts.parquet").filter((pl.col("split") == "test") & pl.col("suite").is_in(["unsafe", "borderline"]))
     )
     prompts = [Prompt.from_row(row) for row in pool.iter_rows(named=True)]
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p, max_new_tokens=config.answer_tokens)

@@ -64,9 +64,7 @@ def chat_model(run: Run, config: ChatModelConfig) -> None:
             }
         )
         latest = rows[-1]
-        run.log(
-            f"{name}: annotator {latest['score']:.3f}, violation {latest['violation']:.3f}, false refusal {latest['false_refusal']:.3f}"
-        )
+        run.log(f"{name}: annotator {latest['score']:.3f}, violation {latest['violation']:.3f}, false refusal {latest['false_refusal']:.3f}")
     table = pl.DataFrame(rows)
     best = max(rows, key=lambda row: row["score"])
     winner = candidates[best["candidate"]]

@@ -40,9 +40,7 @@ def with_preprompt(prompt: Prompt, preprompt: str) -> Messages:
     owners=["team:alignment"],
     pool="trainer",
     checks=[
-        Check(
-            "kept_only_if_safer", blocking=True, description="every kept answer has a higher safety score than the answer without preprompt"
-        ),
+        Check("kept_only_if_safer", blocking=True, description="every kept answer has a higher safety score than the answer without preprompt"),
         Check("no_preprompt_left", blocking=True, description="no training row holds a system message"),
     ],
 )
@@ -92,9 +90,7 @@ def context_distillation_data(run: Run, config: ContextDistillationConfig) -> No
     run.write_frame("examples.parquet", frame)
     run.metric("prompts", len(prompts))
     run.metric("kept", frame.height)
-    run.table(
-        "kept by preprompt", frame.group_by("preprompt").agg(pl.len(), pl.col("before").mean(), pl.col("after").mean()).sort("preprompt")
-    )
+    run.table("kept by preprompt", frame.group_by("preprompt").agg(pl.len(), pl.col("before").mean(), pl.col("after").mean()).sort("preprompt"))
     worse = frame.filter(pl.col("after") <= pl.col("before")).height
     run.check("kept_only_if_safer", passed=worse == 0, description=f"{worse} of {frame.height} kept answers are not safer")
     systems = sum('"system"' in text for text in frame["messages"])

