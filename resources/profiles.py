@@ -84,7 +84,7 @@ class Profile:
     ppo_critic_learning_rate: float = 1e-3
     answer_tokens: int = 40
     # evaluation
-    ghost_attention_test_dialogues: int = 60
+    ghost_attention_test_dialogues: int = 32
     ghost_attention_test_turns: int = 20
     multiple_choice_items: int = 300
 
