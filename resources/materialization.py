@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from model.memory import release_freed_memory
 from resources import environment, identity
 from resources.declaration import Declaration
 from resources.disk import disk_troubles, sha256_file
@@ -73,6 +74,7 @@ def materialize(declared: Declaration, context: dg.AssetExecutionContext, config
         for line in said:
             context.log.warning(line)
         made, differing = (found, []) if found else _make(plan, context, config)
+        release_freed_memory()
         for line in differing:
             context.log.warning(line)
         seconds = made.manifest["seconds"]

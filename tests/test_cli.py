@@ -98,11 +98,18 @@ def test_unknown_names_are_refused_with_the_known_ones(demo_copy: ArtifactStore)
     assert "have the same weights" in call("collect", "--models", "sft/model,sft/model", "--week", "3").output
 
 
-@pytest.mark.parametrize(("name", "value", "said"), [("TAMPU_PROFILE", "huge", "unknown profile 'huge'"), ("TAMPU_HOME", "/proc/nowhere", "/proc/nowhere")])
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [("TAMPU_PROFILE", "huge", "unknown profile 'huge'"), ("TAMPU_HOME", "/proc/nowhere", "/proc/nowhere")]
+)
 def test_a_wrong_setting_is_one_line_without_a_traceback(name: str, value: str, said: str, tmp_path: Path) -> None:
     environment = os.environ | {"TAMPU_HOME": str(tmp_path), name: value}
     done = subprocess.run(
-        [sys.executable, "-m", "cli", "run", "--select", "corpus/documents"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "cli", "run", "--select", "corpus/documents"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode != 0
     assert said in done.stderr and "Traceback" not in done.stderr

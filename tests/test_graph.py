@@ -24,7 +24,7 @@ def keys_now(store: ArtifactStore) -> dict[tuple[str, str | None], str]:
 
 def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield node
-    for child in node.get("parents", []):
+    for child in node["children"]:
         yield from nodes(child)
 
 

@@ -50,7 +50,8 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
     rows: list[dict[str, Any]] = []
     for name, artifact_ in {"pretraining/base_model": run.parent("pretraining/base_model"), **models_of(run)}.items():
         network = load_llama(artifact_.path)
-        rows.append(_row(name, "test text", "language modelling", "bits_per_byte", bits_per_byte(network, test, size), None, size))
+        if name in ("pretraining/base_model", "rlhf/chat_model"):
+            rows.append(_row(name, "test text", "language modelling", "bits_per_byte", bits_per_byte(network, test, size), None, size))
         value, n = share(answer_items(network, tokenizer, items))
         rows.append(_row(name, "next turn of four", "multiple choice", "accuracy", value, _stderr(value, n), n))
     answers = run.parent("evaluation/answers").frame("answers.parquet").filter(pl.col("family") == "task")

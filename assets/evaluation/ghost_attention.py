@@ -64,7 +64,7 @@ def recall_by_turn(run: Run, config: GhostAttentionTestConfig, weights: Artifact
 
 @artifact(
     "evaluation/ghost_attention",
-    parents=["rlhf/chat_model", "rlhf/ghost_attention_data", "tokenizer/sentencepiece"],
+    parents=["rlhf/chat_model", "tokenizer/sentencepiece"],
     previous=("rlhf/chat_model",),
     partitions="round",
     kinds={"pytorch", "polars"},
@@ -75,13 +75,10 @@ def recall_by_turn(run: Run, config: GhostAttentionTestConfig, weights: Artifact
 def ghost_attention(run: Run, config: GhostAttentionTestConfig) -> None:
     """Recall of 'Always end with the word …' by turn (Table 30): this round's chat model and the round before's; `with` means that Ghost
     Attention data was among its training data. The exact ablation is `ablations/policy_without_ghost_attention`."""
-    applied = run.parent("rlhf/ghost_attention_data").applied
-    before = run.previous("rlhf/chat_model")
-    models = {"rlhf/chat_model": (run.parent("rlhf/chat_model"), applied)}
-    models[before.asset if before.asset == "sft/model" else f"{before.asset}@{before.partition}"] = (
-        before,
-        bool(run.this_round.number > 2 and applied),
-    )
+    chat, before = run.parent("rlhf/chat_model"), run.previous("rlhf/chat_model")
+    names = {"rlhf/chat_model": chat, before.asset if before.asset == "sft/model" else f"{before.asset}@{before.partition}": before}
+    models = {name: (one, one.asset != "sft/model" and bool(one.json("selection.json")["ghost_attention"])) for name, one in names.items()}
+    applied = models["rlhf/chat_model"][1]
     rows: list[dict[str, Any]] = []
     for name, (weights, with_data) in models.items():
         for turn, recall, n in recall_by_turn(run, config, weights):

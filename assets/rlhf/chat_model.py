@@ -12,6 +12,7 @@ from resources.annotator import falsely_refuses, score, violates
 from resources.profiles import active
 from resources.prompts.prompt import Prompt
 from resources.recipe import Check, Run, artifact
+from resources.store import Artifact
 
 
 class ChatModelConfig(dg.Config):
@@ -26,7 +27,7 @@ class ChatModelConfig(dg.Config):
 
 @artifact(
     "rlhf/chat_model",
-    parents=["rlhf/policy", "rlhf/ppo_policy", "rlhf/prompts", "tokenizer/sentencepiece"],
+    parents=["rlhf/policy", "rlhf/ppo_policy", "rlhf/ghost_attention_data", "rlhf/prompts", "tokenizer/sentencepiece"],
     previous=("rlhf/chat_model",),
     partitions="round",
     kinds={"pytorch"},
@@ -71,8 +72,16 @@ def chat_model(run: Run, config: ChatModelConfig) -> None:
     folder = run.directory
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(winner.file(name), folder / name)
+    obeys_ghosts = run.parent("rlhf/ghost_attention_data").applied if best["candidate"] != "round before" else _had_ghost_attention(winner)
     run.write_json(
-        "selection.json", {"selected": best["candidate"], "asset": winner.asset, "data_version": winner.data_version, "candidates": rows}
+        "selection.json",
+        {
+            "selected": best["candidate"],
+            "asset": winner.asset,
+            "data_version": winner.data_version,
+            "ghost_attention": obeys_ghosts,
+            "candidates": rows,
+        },
     )
     run.table("candidates on validation prompts", table)
     run.metric("annotator_score", best["score"])
@@ -82,6 +91,11 @@ def chat_model(run: Run, config: ChatModelConfig) -> None:
         passed=best["candidate"] != "round before",
         description=f"selected {best['candidate']}; " + ", ".join(f"{row['candidate']} {row['score']:.3f}" for row in rows),
     )
+
+
+def _had_ghost_attention(before: Artifact) -> bool:
+    """Whether Ghost Attention data was among what the round before's chat model learned from; `sft/model` never had any."""
+    return before.asset == "rlhf/chat_model" and bool(before.json("selection.json")["ghost_attention"])
 
 
 def _mean(values: list[float]) -> float:
