@@ -127,8 +127,8 @@ def _first_failure(result: dg.ExecuteInProcessResult) -> str:
         name = error.cls_name or "error"
         if name in ("KeyboardInterrupt", "DagsterExecutionInterruptedError"):
             raise KeyboardInterrupt
-        text = error.message.strip().removeprefix("resources.errors.").removeprefix(f"{name}: ")
+        text = " ".join(error.message.split()).removeprefix("resources.errors.").removeprefix(f"{name}: ")
         asset = (event.step_key or "the run").replace("__", "/")
-        return text if name == "TampuError" else f"{asset}: {name}: {text.splitlines()[0] if text else ''}"
+        return text if name == "TampuError" else f"{asset}: {name}: {text[:400]}"
     failed = [one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking]
     return "; ".join(f"{one.asset_key.to_user_string()}: check {one.check_name} failed: {one.description}" for one in failed) or "the run failed"

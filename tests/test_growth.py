@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -34,8 +35,10 @@ def sensor_tick(sensor: dg.SensorDefinition, instance: dg.DagsterInstance) -> dg
 
 
 @pytest.fixture
-def instance() -> dg.DagsterInstance:
-    with dg.DagsterInstance.ephemeral() as made:
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An instance of its own, with a folder: a schedule's context needs one that it can name."""
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as made:
         made.add_dynamic_partitions("rounds", ["v1", "v2"])
         yield made
 
