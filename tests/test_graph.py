@@ -178,3 +178,40 @@ def test_a_value_out_of_range_is_one_clear_line(demo_copy: ArtifactStore) -> Non
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(TampuError, match="steps") as caught:
         run_assets(demo_copy, instance, ["pretraining/base_model"], overrides=overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_the_ablations_run_on_a_finished_round(demo_copy: ArtifactStore) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("rounds", ["v1", "v2"])
+        run_assets(demo_copy, instance, ["ablations/sft_without_safety"])
+        run_assets(
+            demo_copy, instance, [name for name, one in DECLARED.items() if name.startswith("ablations/") and one.partitions], partition="v2"
+        )
+    rebuild_views(demo_copy)
+    rows = query(demo_copy, "SELECT DISTINCT model FROM safety_current WHERE asset = 'ablations/comparison'")
+    assert {"ablations/sft_without_safety", "ablations/policy_without_context_distillation"} <= set(rows["model"])
+
+
+def test_an_interrupted_training_leaves_nothing_behind_and_starts_cleanly(demo_copy: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    import model.causal_lm
+
+    before = keys_now(demo_copy)
+    steps = iter(range(3))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = model.causal_lm.next_token_loss
+    monkeypatch.setattr(model.causal_lm, "next_token_loss", interrupted)
+    overrides = parse_overrides(["sft/model.learning_rate=0.001"], config_keys())
+    with dg.DagsterInstance.ephemeral() as instance:
+        with pytest.raises(KeyboardInterrupt):
+            run_assets(demo_copy, instance, ["sft/model"], overrides=overrides)
+        assert keys_now(demo_copy) == before
+        monkeypatch.undo()
+        monkeypatch.setenv("TAMPU_HOME", str(demo_copy.root))
+        run_assets(demo_copy, instance, ["sft/model"], overrides=overrides)
+    assert keys_now(demo_copy)["sft/model", None] != before["sft/model", None]
+    assert not list(demo_copy.root.glob("artifacts/sft/model/.*.tmp"))
