@@ -186,7 +186,8 @@ class _Rows:
 
     def __init__(self, model: Llama, requests: _Requests, count: int) -> None:
         self.model, self.requests = model, requests
-        dtype = next(model.parameters()).dtype
+        kind = requests.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else next(model.parameters()).dtype
         self.cache = KeyValueCache(model.config, count, requests.capacity, requests.device, dtype)
         self.request = torch.full((count,), -1, device=requests.device)
         self.last = torch.zeros(count, dtype=torch.int64, device=requests.device)

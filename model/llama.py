@@ -178,9 +178,9 @@ def attend(queries_bthe: Tensor, keys_bkse: Tensor, values_bkse: Tensor, view: V
     g = h // k
     if queries_bthe.device.type != "cpu":
         return _fused_attention(queries_bthe.transpose(1, 2), keys_bkse, values_bkse, view).transpose(1, 2)
-    folded = queries_bthe.view(b, t, k, g, e).permute(0, 2, 3, 1, 4).reshape(b * k, g * t, e)
-    scores = torch.bmm(folded, keys_bkse.flatten(0, 1).transpose(1, 2)) * e**-0.5
-    weights = torch.softmax(scores.view(b, k, g, t, -1).float() + view.bias_bts[:, None, None], dim=-1).type_as(values_bkse)
+    folded = (queries_bthe * e**-0.5).view(b, t, k, g, e).permute(0, 2, 3, 1, 4).reshape(b * k, g * t, e)
+    scores = torch.bmm(folded, keys_bkse.flatten(0, 1).transpose(1, 2)).view(b, k, g, t, -1)
+    weights = torch.softmax(scores.add_(view.bias_bts[:, None, None]), dim=-1).type_as(values_bkse)
     out = torch.bmm(weights.view(b * k, g * t, -1), values_bkse.flatten(0, 1))
     return out.view(b, k, g, t, e).permute(0, 3, 1, 2, 4).reshape(b, t, h, e)
 

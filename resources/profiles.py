@@ -35,11 +35,11 @@ class Profile:
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
-    context: int = 256
+    context: int = 576
     max_context: int = 1024
     # pretraining
-    pretraining_steps: int = 2200
-    pretraining_batch: int = 8
+    pretraining_steps: int = 1900
+    pretraining_batch: int = 4
     pretraining_learning_rate: float = 6e-3
     # prompts
     task_prompts: int = 4000
@@ -47,8 +47,8 @@ class Profile:
     borderline_prompts: int = 1150
     chat_prompts: int = 900
     validation_task_prompts: int = 180
-    validation_unsafe_prompts: int = 72
-    validation_borderline_prompts: int = 48
+    validation_unsafe_prompts: int = 120
+    validation_borderline_prompts: int = 90
     validation_chat_prompts: int = 60
     test_task_prompts: int = 450
     test_unsafe_prompts: int = 400
@@ -56,16 +56,16 @@ class Profile:
     test_unseen_action_prompts: int = 150
     test_chat_prompts: int = 200
     # supervised fine-tuning
-    sft_tasks: int = 1000
+    sft_tasks: int = 800
     sft_unsafe: int = 150
     sft_borderline: int = 250
     sft_chats: int = 1500
     sft_repeats: int = 6
-    sft_batch: int = 8
+    sft_batch: int = 4
     sft_learning_rate: float = 3e-3
     # preferences
     comparisons_a_week: int = 7000
-    annotator_noise: float = 0.15
+    annotator_noise: float = 0.1
     growth_threshold: int = 500
     # reward models
     reward_batch: int = 16
@@ -74,8 +74,10 @@ class Profile:
     # reinforcement learning from human feedback
     samples_per_prompt: int = 8
     rejection_sampling_prompts: int = 2000
-    ghost_attention_dialogues: int = 240
-    ghost_attention_turns: int = 8
+    ghost_attention_dialogues: int = 160
+    ghost_attention_turns: int = 20
+    ghost_attention_window: int = 3
+    ghost_attention_rows: int = 2
     context_distillation_prompts: int = 240
     ppo_iterations: int = 10
     ppo_samples: int = 512
@@ -86,7 +88,7 @@ class Profile:
     # evaluation
     ghost_attention_test_dialogues: int = 32
     ghost_attention_test_turns: int = 20
-    multiple_choice_items: int = 300
+    multiple_choice_items: int = 240
 
 
 # What a profile may do without.

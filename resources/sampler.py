@@ -76,6 +76,7 @@ class LocalSampler:
                 seeds,
                 eos_id=self.tokenizer.eos_id,
                 batch_size=BATCH,
+                precision="bf16",
                 on_progress=lambda done, _: bar.update(done - bar.n),
             )
         answers = [Answer(_plain(decode_answer(self.tokenizer, c.tokens)), c.tokens, c.finished) for c in completions]

@@ -20,7 +20,9 @@ class GhostAttentionConfig(dg.Config):
     from_round: int = Field(2, ge=1, description="first round that has this stage")
     dialogues: int = Field(active().ghost_attention_dialogues, ge=1, description="dialogues sampled")
     turns: int = Field(active().ghost_attention_turns, ge=2, description="user turns a dialogue")
-    candidates: int = Field(4, ge=1, description="answers sampled a turn; the first that obeys is kept, in the manner of rejection sampling")
+    candidates: int = Field(4, ge=1, description="tries a turn; the first answer that obeys is kept, in the manner of rejection sampling")
+    window: int = Field(active().ghost_attention_window, ge=1, description="user turns that a sampled answer sees; each holds the instruction")
+    rows_a_dialogue: int = Field(active().ghost_attention_rows, ge=1, description="training rows a dialogue, cut at different turns")
     temperature: float = Field(0.8, gt=0, description="of the sampled answers")
     terse_share: float = Field(0.5, ge=0, le=1, description="share of instructions that are kept in a terse form for training")
     max_new_tokens: int = Field(24, ge=1, description="tokens an answer at most")
@@ -64,21 +66,25 @@ def ghost_attention_data(run: Run, config: GhostAttentionConfig) -> None:
     spoken = user_messages("train", config.dialogues, config.turns, seed=config.seed, **shares)
     histories: list[Messages] = [[] for _ in chosen]
     alive = list(range(len(chosen)))
+    sampling = Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
     for turn in range(config.turns):
         for index in alive:
             histories[index].append({"role": "user", "content": spoken[index][turn]})
-        asked = [augmented(histories[index], chosen[index].text) for index in alive]
-        sampling = Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
-        answers = sampler.sample(asked, sampling, seed=config.seed, samples=config.candidates)
-        still = []
-        for index, several in zip(alive, answers, strict=True):
-            good = next((a for a in several if a.finished and obeys(chosen[index], a.text)), None)
-            if good is None:
-                histories[index].pop()
-                continue
-            histories[index].append({"role": "assistant", "content": good.text})
-            still.append(index)
-        alive = still
+        pending, still = alive, []
+        for attempt in range(config.candidates):
+            asked = [augmented(histories[index][-2 * config.window + 1 :], chosen[index].text) for index in pending]
+            answers = sampler.sample(asked, sampling, seed=config.seed + attempt)
+            failed = []
+            for index, (answer,) in zip(pending, answers, strict=True):
+                if answer.finished and obeys(chosen[index], answer.text):
+                    histories[index].append({"role": "assistant", "content": answer.text})
+                    still.append(index)
+                else:
+                    failed.append(index)
+            pending = failed
+        for index in pending:
+            histories[index].pop()
+        alive = sorted(still)
         run.log(f"turn {turn + 1} of {config.turns}: {len(alive)} of {len(chosen)} dialogues still obey")
     rows = _rows(chosen, histories, config)
     frame = pl.DataFrame(rows, schema=dict.fromkeys(("split", "family", "messages", "learn", "instruction"), pl.String))
@@ -94,23 +100,21 @@ def ghost_attention_data(run: Run, config: GhostAttentionConfig) -> None:
 
 
 def _rows(chosen: list[Instruction], histories: list[Messages], config: GhostAttentionConfig) -> list[dict[str, str]]:
-    """One row a dialogue that got to two turns or more, cut at a turn drawn evenly, so that every depth is learned."""
+    """Rows of the dialogues that got to two turns or more, cut at different turns drawn evenly, so that every depth is learned."""
     rows = []
     for index, (instruction, history) in enumerate(zip(chosen, histories, strict=True)):
         chance = random.Random(f"{config.seed}/ghost/{index}")
-        turns = len(history) // 2
-        if turns < 2:
-            continue
-        form = instruction.terse if chance.random() < config.terse_share else instruction.text
-        cut = history[: 2 * chance.randint(2, turns)]
-        messages = training_copy(cut, form)
-        rows.append(
-            {
-                "split": "train",
-                "family": "ghost_attention",
-                "messages": json.dumps(messages, ensure_ascii=False),
-                "learn": "last",
-                "instruction": form,
-            }
-        )
+        depths = range(2, len(history) // 2 + 1)
+        for depth in chance.sample(depths, min(config.rows_a_dialogue, len(depths))):
+            form = instruction.terse if chance.random() < config.terse_share else instruction.text
+            messages = training_copy(history[: 2 * depth], form)
+            rows.append(
+                {
+                    "split": "train",
+                    "family": "ghost_attention",
+                    "messages": json.dumps(messages, ensure_ascii=False),
+                    "learn": "last",
+                    "instruction": form,
+                }
+            )
     return rows

@@ -82,7 +82,10 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
 
     def logits(prompts: list[list[int]], answers: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        return reward_scores(rewards.helpfulness, whole), reward_scores(rewards.safety, whole)
+        return (
+            reward_scores(rewards.helpfulness, whole, precision="bf16"),
+            reward_scores(rewards.safety, whole, precision="bf16"),
+        )
 
     def validate(network: "Llama") -> dict[str, float]:
         sampling = Sampling(temperature=config.validation_temperature, top_p=config.validation_top_p, max_new_tokens=config.max_new_tokens)
@@ -116,6 +119,7 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
         validate=validate,
         seed=config.seed,
         eos_id=tokenizer.eos_id,
+        precision="bf16",
     )
     result = fit(
         ppo,

@@ -29,7 +29,7 @@ class RewardModels:
             encode_dialogue(self.tokenizer, [*messages, {"role": "assistant", "content": answer}]).tokens
             for messages, answer in zip(dialogues, answers, strict=True)
         ]
-        return score(self.helpfulness, sequences), score(self.safety, sequences)
+        return score(self.helpfulness, sequences, precision="bf16"), score(self.safety, sequences, precision="bf16")
 
     def gated(self, helpfulness: np.ndarray, safety: np.ndarray, is_safety: np.ndarray) -> np.ndarray:
         """logit(Rc): the safety score for flagged prompts and below the threshold, else the helpfulness score. float32 [n]."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from resources.errors import TampuError
 from resources.prompts.prompt import Prompt, user
-from resources.prompts.words import ENDINGS, NAMES, TOPICS, in_split
+from resources.prompts.words import ENDINGS, TOPICS, in_split
 from resources.splits import Split
 
 Arguments = dict[str, str]
@@ -36,7 +36,7 @@ def echoes(answer: str, said: str) -> bool:
 class Task:
     """A family of instructions.
 
-    `slots` names the word lists (`a`, `b`, `c`: topics, `name`, `ending`); `required` and `forbidden` are the slots that a
+    `slots` names the word lists (`a`, `b`, `c`: topics, `ending`); `required` and `forbidden` are the slots that a
     good answer names or leaves out; `holds` is the rest of the checker, on the answer's text and words; `may_echo` says that a part of
     the instruction's own wording is a right answer.
     """
@@ -136,28 +136,28 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "greet",
-        ("name",),
-        ("Say hello to my friend {name}.", "Please greet {name} for me.", "My name is {name}. Say hello to me."),
-        ("Hello {name}, it is nice to meet you!", "Hi {name}, how are you today?"),
-        ("name",),
+        ("a",),
+        ("Say hello to my friend who likes {a}.", "Please greet a person who loves {a}.", "I like {a}. Say hello to me."),
+        ("Hello, I heard that you like {a}!", "Hi, do you like {a} a lot?"),
+        ("a",),
         (),
         _greeting,
     ),
     Task(
-        "name",
-        ("name",),
-        ("My name is {name}. What is my name?", "I am {name}. Who am I?", "Do you know my name? It is {name}."),
-        ("Your name is {name}.", "You are {name}."),
-        ("name",),
+        "favorite",
+        ("a",),
+        ("My favorite thing is {a}. What is my favorite thing?", "I love {a}. What do I love?", "Do you know what I like? It is {a}."),
+        ("You like {a}.", "Your favorite thing is {a}."),
+        ("a",),
         (),
         _short,
     ),
     Task(
         "use",
-        ("ending",),
-        ("Use the word {ending} in a sentence.", "Say something with the word {ending}.", "Can you use the word {ending}?"),
-        ("I like to say {ending} to people.", "My friend said {ending} to me."),
-        ("ending",),
+        ("a",),
+        ("Use the word {a} in a sentence.", "Say something with the word {a}.", "Can you use the word {a}?"),
+        ("I like to talk about {a} with people.", "My friend told me about {a} today."),
+        ("a",),
         (),
         _statement,
     ),
@@ -228,7 +228,7 @@ def instruction_prompts(split: Split, count: int, *, validation: float, test: fl
 
 def _prompts_of(task: Task, split: Split, validation: float, test: float, chance: random.Random) -> Iterator[Prompt]:
     shares = {"validation": validation, "test": test}
-    words = {slot: in_split({"name": NAMES, "ending": ENDINGS}.get(slot, TOPICS), task.name, split, **shares) for slot in task.slots}
+    words = {slot: in_split(ENDINGS + TOPICS if slot == "ending" else TOPICS, task.name, split, **shares) for slot in task.slots}
     while True:
         arguments: Arguments = {}
         for slot in task.slots:

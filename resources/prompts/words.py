@@ -3,19 +3,21 @@
 from resources.errors import TampuError
 from resources.splits import Split, split_of
 
+# Words that a vocabulary of 2,048 pieces, learned on small talk, holds whole: a tiny model copies one piece far sooner than three.
 TOPICS = tuple(
     """
-    home music school food water books movies games phones computers science history math business travel sleep
-    summer winter snow rain wind weather ice tea coffee butter cheese cookies cake pizza chicken fish rice milk
-    fruit sugar dinner lunch breakfast dogs cats birds horses trees flowers parks lakes oceans islands mountains
-    stars planets light fire colors pictures songs art dance theater classes students teachers doctors writers
-    singers kings robots cars trucks trains planes boats roads cities houses kitchens windows clocks clothes
-    shoes hats rings friends family parents babies dreams jokes plans jobs sports soccer tennis football running
-    camping fishing hiking
+    home music school food water books movies games computers science history math business travel sleep summer wind ice tea butter
+    dinner light art classes students friends family parents jobs college church money language technology research video health
+    children kids girls people homework reading studying flying learning work life space law country campus stress luck morning night
+    words story project room future design rock camp chat team power time week America Utah conversations cream
     """.split()
 )
-NAMES = tuple("Adam Anna Ben Dan Emma Eva Jack James Jane John Kate Mark Mary Paul Sam Tom".split())
-ENDINGS = tuple("friend please thanks always today tonight maybe hello love hope happy great sweet nice fun dude".split())
+ENDINGS = tuple(
+    """
+    friend please thanks always today tonight maybe hello love hope happy great sweet nice fun dude again soon okay cool awesome
+    everyone now sure together honestly exactly totally amazing interesting
+    """.split()
+)
 
 
 def in_split(words: tuple[str, ...], scope: str, split: Split, *, validation: float, test: float) -> list[str]:
