@@ -107,6 +107,7 @@ PROFILES["micro"] = replace(
     layers=2,
     heads=2,
     kv_heads=1,
+    context=256,
     max_context=512,
     pretraining_steps=12,
     task_prompts=160,
