@@ -87,6 +87,9 @@ PRESETS = {
 }
 
 
+TILE = 192  # queries of a tile of attention on a CPU
+
+
 class KeyValueCache:
     """Keys and values of earlier positions for incremental decoding, preallocated for `rows` sequences of at most `capacity` tokens.
 
@@ -170,18 +173,31 @@ def rotate(x_bthe: Tensor, rotation_bt1c: Tensor) -> Tensor:
 def attend(queries_bthe: Tensor, keys_bkse: Tensor, values_bkse: Tensor, view: View) -> Tensor:
     """Grouped-query attention, [b, t, h, e]; a query reads the positions that `view` makes visible to it.
 
-    An accelerator uses PyTorch's fused kernels. On a CPU two batched products with the queries of a group folded into the
-    rows, and an fp32 softmax between them, are faster: the fused kernel's backward pass is slow there.
+    An accelerator uses PyTorch's fused kernels. On a CPU plain products are faster: the fused kernel's backward pass is slow there. They
+    go over the queries in tiles, which leave out the keys after the tile: no query reads those.
     """
-    b, t, h, e = queries_bthe.shape
-    k = keys_bkse.shape[1]
-    g = h // k
+    t = queries_bthe.shape[1]
     if queries_bthe.device.type != "cpu":
         return _fused_attention(queries_bthe.transpose(1, 2), keys_bkse, values_bkse, view).transpose(1, 2)
+    if t != keys_bkse.shape[2] or t <= TILE:
+        return _plain_attention(queries_bthe, keys_bkse, values_bkse, view.bias_bts)
+    tiles = []
+    for start in range(0, t, TILE):
+        stop = min(start + TILE, t)
+        bias_bts = view.bias_bts[:, start:stop, :stop]
+        tiles.append(_plain_attention(queries_bthe[:, start:stop], keys_bkse[:, :, :stop], values_bkse[:, :, :stop], bias_bts))
+    return torch.cat(tiles, dim=1)
+
+
+def _plain_attention(queries_bthe: Tensor, keys_bkse: Tensor, values_bkse: Tensor, bias_bts: Tensor) -> Tensor:
+    """Two batched products with the queries of a group folded into the rows, and between them a softmax, whose sums are fp32."""
+    b, t, h, e = queries_bthe.shape
+    k, s = keys_bkse.shape[1:3]
+    g = h // k
     folded = (queries_bthe * e**-0.5).view(b, t, k, g, e).permute(0, 2, 3, 1, 4).reshape(b * k, g * t, e)
-    scores = torch.bmm(folded, keys_bkse.flatten(0, 1).transpose(1, 2)).view(b, k, g, t, -1)
-    weights = torch.softmax(scores.add_(view.bias_bts[:, None, None]), dim=-1).type_as(values_bkse)
-    out = torch.bmm(weights.view(b * k, g * t, -1), values_bkse.flatten(0, 1))
+    scores = torch.bmm(folded, keys_bkse.flatten(0, 1).transpose(1, 2)).view(b, k, g, t, s)
+    weights = torch.softmax(scores.add_(bias_bts[:, None, None]), dim=-1).type_as(values_bkse)
+    out = torch.bmm(weights.view(b * k, g * t, s), values_bkse.flatten(0, 1))
     return out.view(b, k, g, t, e).permute(0, 3, 1, 2, 4).reshape(b, t, h, e)
 
 
@@ -258,15 +274,23 @@ class Trunk(nn.Module):
         positions_bt: Tensor | None = None,
         segments_bt: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        branches_bt: Tensor | None = None,
     ) -> Tensor:
-        """Last hidden states [b, t, d] after the norm; see `Llama.hidden`."""
-        view = self._view(tokens_bt, positions_bt, segments_bt, cache)
+        """Last hidden states [b, t, d] after the norm; see `Llama.hidden`. `branches_bt` as in `model.branching.BranchedRows`."""
+        view = self._view(tokens_bt, positions_bt, segments_bt, cache, branches_bt)
         x_btd = self.embedding(tokens_bt)
         for layer in self.layers:
             x_btd = layer(x_btd, view)
         return self.norm(x_btd)
 
-    def _view(self, tokens_bt: Tensor, positions_bt: Tensor | None, segments_bt: Tensor | None, cache: KeyValueCache | None) -> View:
+    def _view(
+        self,
+        tokens_bt: Tensor,
+        positions_bt: Tensor | None,
+        segments_bt: Tensor | None,
+        cache: KeyValueCache | None,
+        branches_bt: Tensor | None,
+    ) -> View:
         length, device = tokens_bt.shape[1], tokens_bt.device
         if length > self.config.max_context:
             raise ValueError(f"a sequence of {length} tokens exceeds the model's context of {self.config.max_context}")
@@ -279,10 +303,13 @@ class Trunk(nn.Module):
             visible_bts = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None]
             if segments_bt is not None:
                 visible_bts = visible_bts & (segments_bt[:, :, None] == segments_bt[:, None, :])
+            if branches_bt is not None:
+                read_b1s = branches_bt[:, None, :]
+                visible_bts = visible_bts & ((read_b1s == 0) | (read_b1s == branches_bt[:, :, None]))
             if positions_bt is None:
                 positions_bt = segment_positions(tokens_bt if segments_bt is None else segments_bt, segments_bt is not None)
         rotation_bt1c = rotation(positions_bt, self.config.head_dim, self.config.rope_theta)
-        return View(positions_bt, rotation_bt1c, visible_bts, cache is None and segments_bt is None, cache)
+        return View(positions_bt, rotation_bt1c, visible_bts, cache is None and segments_bt is None and branches_bt is None, cache)
 
 
 def segment_positions(like_bt: Tensor, restart: bool) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.branching import BranchedRows, share_prefixes
 from model.llama import Llama, LlamaConfig, Trunk
 from model.precision import Precision, autocast
 
@@ -36,6 +37,11 @@ class RewardModel(nn.Module):
         last_bd = hidden_btd[torch.arange(len(tokens_bt), device=tokens_bt.device), lengths_b - 1]
         return self.head(last_bd).float().squeeze(-1)
 
+    def branched(self, batch: BranchedRows) -> Tensor:
+        """Scores fp32 [n] of the sequences of `batch`, in the order of `batch.sequences`."""
+        hidden_btd = self.trunk(batch.tokens, batch.positions, branches_bt=batch.branches)
+        return self.head(hidden_btd[batch.rows, batch.columns]).float().squeeze(-1)
+
 
 def pad(sequences: list[list[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Right-padded int64 tokens [b, t] and their lengths int64 [b]. An empty sequence raises ValueError: it has no last token."""
@@ -50,23 +56,13 @@ def pad(sequences: list[list[int]], device: torch.device | str = "cpu") -> tuple
 
 @torch.inference_mode()
 def score(model: RewardModel, sequences: list[list[int]], batch_tokens: int = 16384, *, precision: Precision = "fp32") -> np.ndarray:
-    """Raw scores fp32 [n] of full dialogues, in the order given. Batches hold like lengths and at most `batch_tokens` padded tokens."""
+    """Raw scores fp32 [n] of full dialogues, in the order given; neighbours that begin alike share their prefix's computation.
+
+    Batches hold like lengths and at most `batch_tokens` padded tokens.
+    """
     scores = np.zeros(len(sequences), dtype=np.float32)
     device = next(model.parameters()).device
-    for rows in length_batches([len(sequence) for sequence in sequences], batch_tokens):
-        tokens_bt, lengths_b = pad([sequences[i] for i in rows], device)
+    for batch in share_prefixes(sequences, batch_tokens):
         with autocast(model, precision):
-            scores[rows] = model(tokens_bt, lengths_b).cpu().numpy()
+            scores[batch.sequences.numpy()] = model.branched(batch.to(device)).cpu().numpy()
     return scores
-
-
-def length_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Indices grouped by like length, longest first; a group times its longest length stays within `batch_tokens` (or is one sequence)."""
-    batches: list[list[int]] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or (len(batches[-1]) + 1) * longest > batch_tokens:
-            batches.append([])
-            longest = lengths[index]
-        batches[-1].append(index)
-    return batches

@@ -13,8 +13,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from model.branching import share_prefixes
 from model.losses import MARGINS, RATINGS, ranking_loss, safety_loss
-from model.reward import RewardModel, length_batches, pad
+from model.reward import RewardModel
 from model.training import Optimization
 
 
@@ -92,17 +93,15 @@ def _shuffled(count: int, random: np.random.Generator) -> Iterator[int]:
 
 
 def collate(comparisons: Sequence[Comparison], labelled: Sequence[Labelled], margin: str, group_tokens: int) -> dict[str, Any]:
-    """A batch whose rows are chosen, rejected, labelled, in this order.
+    """A batch of the sequences chosen, rejected, chosen, rejected, …, labelled, in this order.
 
-    `groups` [(tokens int64 [b, t], lengths int64 [b])] of like length, `order` int64 [rows] naming the row of each group's line,
-    `margins` fp32 [pairs], and for every row `unsafe` fp32 and `has_label` bool.
+    `groups` are `BranchedRows` of like length: a pair's prompt is there once. `margins` fp32 [pairs]; for every sequence `unsafe` fp32
+    and `has_label` bool.
     """
-    rows = [c.chosen for c in comparisons] + [c.rejected for c in comparisons] + [row.tokens for row in labelled]
-    labels = [c.chosen_unsafe for c in comparisons] + [c.rejected_unsafe for c in comparisons] + [row.unsafe for row in labelled]
-    groups = length_batches([len(row) for row in rows], group_tokens)
+    sequences = [tokens for c in comparisons for tokens in (c.chosen, c.rejected)] + [single.tokens for single in labelled]
+    labels = [label for c in comparisons for label in (c.chosen_unsafe, c.rejected_unsafe)] + [single.unsafe for single in labelled]
     return {
-        "groups": [pad([rows[i] for i in group]) for group in groups],
-        "order": torch.tensor([i for group in groups for i in group]),
+        "groups": list(share_prefixes(sequences, group_tokens)),
         "margins": torch.tensor([MARGINS[margin][c.rating] for c in comparisons]),
         "unsafe": torch.tensor([float(bool(label)) for label in labels]),
         "has_label": torch.tensor([label is not None for label in labels]),
@@ -122,20 +121,19 @@ class RewardTraining(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """`batch` as made by `collate`."""
         scores_r = self.scores(batch)
-        pairs = len(batch["margins"])
-        chosen_b, rejected_b = scores_r[:pairs], scores_r[pairs : 2 * pairs]
+        chosen_b, rejected_b = scores_r[: 2 * len(batch["margins"])].view(-1, 2).unbind(1)
         loss = ranking_loss(chosen_b, rejected_b, batch["margins"])
         metrics = {"ranking_loss": loss.detach(), "accuracy": (chosen_b > rejected_b).float().mean()}
         if self.safety_weight and batch["has_label"].any():
             auxiliary = safety_loss(scores_r[batch["has_label"]], batch["unsafe"][batch["has_label"]])
             metrics["safety_loss"] = auxiliary.detach()
             loss = loss + self.safety_weight * auxiliary
-        return {"loss": loss, "tokens": sum(int(lengths.sum()) for _, lengths in batch["groups"]), "metrics": metrics}
+        return {"loss": loss, "tokens": sum(group.token_count for group in batch["groups"]), "metrics": metrics}
 
     def scores(self, batch: dict[str, Any]) -> Tensor:
-        """fp32 scores [rows] of a batch in the order of its rows."""
-        grouped_r = torch.cat([self.model(tokens_bt, lengths_b) for tokens_bt, lengths_b in batch["groups"]])
-        return grouped_r[torch.argsort(batch["order"])]
+        """fp32 scores [n] of a batch's sequences in their order."""
+        scores_n = torch.cat([self.model.branched(group) for group in batch["groups"]])
+        return scores_n[torch.argsort(torch.cat([group.sequences for group in batch["groups"]]))]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure(self.model)

@@ -6,17 +6,20 @@ answer token; `mask_na` is true for the tokens that a row has, the EOS included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.branching import length_batches
 from model.generation import Completion, SamplingParameters, generate
 from model.llama import Llama, LlamaConfig, Trunk
 from model.precision import Precision
 from model.reward import RewardModel, pad
+
+GROUP_TOKENS = 4096  # padded tokens that are read together
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Critic(nn.Module):
 
     def values(self, sequences: Sequences) -> Tensor:
         """Values fp32 [n, a] of the states in which the answers' tokens were chosen, 0 outside the mask."""
-        return sequences.spread(self.head(sequences.at_answers(self.trunk(sequences.tokens_nt))).float().squeeze(-1))
+        return sequences.spread(self.head(sequences.at_answers(self.trunk)).float().squeeze(-1))
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,21 @@ class Sequences:
         """Some rows (int64 [m]), as wide as they were."""
         return Sequences(self.tokens_nt[rows], self.answers_na[rows], self.mask_na[rows], self.prompt_lengths_n[rows])
 
-    def at_answers(self, hidden_ntd: Tensor) -> Tensor:
-        """The hidden states [m, d] that predict the m answer tokens under the mask, row by row."""
-        rows_m, places_m = self.mask_na.nonzero(as_tuple=True)
-        return hidden_ntd[rows_m, self.prompt_lengths_n[rows_m] - 1 + places_m]
+    def at_answers(self, trunk: Callable[[Tensor], Tensor]) -> Tensor:
+        """The hidden states [m, d] of `trunk` (tokens [b, t] to [b, t, d]) that predict the m answer tokens under the mask, row by row.
+
+        The trunk reads rows of like length together: prompts differ several times in length, and padding would be most of the work.
+        """
+        lengths_n = self.prompt_lengths_n + self.mask_na.sum(1)
+        states, places = [], []
+        for batch in length_batches(lengths_n.tolist(), GROUP_TOKENS):
+            rows_b = torch.tensor(batch, device=lengths_n.device)
+            hidden_btd = trunk(self.tokens_nt[rows_b, : int(lengths_n[rows_b].max())])
+            index_m, places_m = self.mask_na[rows_b].nonzero(as_tuple=True)
+            rows_m = rows_b[index_m]
+            states.append(hidden_btd[index_m, self.prompt_lengths_n[rows_m] - 1 + places_m])
+            places.append(rows_m * self.mask_na.shape[1] + places_m)
+        return torch.cat(states)[torch.argsort(torch.cat(places))]
 
     def spread(self, values_m: Tensor) -> Tensor:
         """Values of the answer tokens as [n, a], 0 outside the mask."""
@@ -103,7 +117,7 @@ class Sequences:
 
     def distributions(self, model: Llama) -> Tensor:
         """Log-probabilities of the whole vocabulary [m, v] at each of the m answer tokens under the mask."""
-        return torch.log_softmax(model.logits(self.at_answers(model.hidden(self.tokens_nt))), dim=-1)
+        return torch.log_softmax(model.logits(self.at_answers(model.hidden)), dim=-1)
 
     def chosen(self, distributions_mv: Tensor) -> Tensor:
         """log p of each answer token in nats, fp32 [n, a]."""

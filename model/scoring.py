@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from model.branching import length_batches
 from model.llama import Llama
-from model.reward import length_batches, pad
+from model.reward import pad
 
 
 @torch.inference_mode()

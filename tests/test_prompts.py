@@ -92,7 +92,7 @@ def test_no_demonstration_is_an_echo_of_its_prompt() -> None:
         assert not echoes(makers[prompt.family](prompt, 0), text_of(prompt)), text_of(prompt)
 
 
-ARGUMENTS = {"a": "apples", "b": "trains", "c": "music", "name": "Anna", "ending": "please"}
+ARGUMENTS = {"a": "apples", "b": "trains", "c": "music", "ending": "please"}
 WRONG = {
     "repeat": ["You said apples.", "You said trains and apples.", "You said apples and cats.", "Say this back to me: apples and trains"],
     "first": ["The first word is trains.", "The first words are apples and trains.", "I do not know."],
@@ -100,9 +100,9 @@ WRONG = {
     "choose": ["I like apples and trains.", "I like neither of them.", "Apples.", "I like music more."],
     "tell": ["I think it can be a lot of fun.", "Apples.", "Do you like apples a lot?"],
     "ask": ["I like apples very much.", "What do you like about it?", "Apples?"],
-    "greet": ["Hello, it is nice to meet you!", "Anna is a nice name.", "Hello Adam, how are you today?"],
-    "name": ["Your name is Adam.", "I do not know.", "Anna is a very nice name and I like it a lot."],
-    "use": ["I like to say it to people.", "Please.", "Do you say please to me?", "Use the word please in a sentence."],
+    "greet": ["Hello, it is nice to meet you!", "Apples are nice.", "Hello, I heard that you like trains!"],
+    "favorite": ["You like trains.", "I do not know.", "Apples are a very nice thing and I like them a lot."],
+    "use": ["I like to talk about it with people.", "Apples.", "Do you say apples to me?", "Use the word apples in a sentence."],
     "ending": [
         "I like apples very much.",
         "Please, I like apples very much.",
@@ -114,7 +114,7 @@ WRONG = {
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS])
 def test_a_wrong_answer_of_each_kind_fails(task: str) -> None:
-    ramble = " ".join(["Apples please Anna hello music"] * 6)
+    ramble = " ".join(["Apples please trains hello music"] * 6)
     for answer in [*WRONG[task], "", " ", "...", "ok", ramble]:
         assert not succeeds(task, ARGUMENTS, answer), answer
 
@@ -198,7 +198,7 @@ def test_the_default_test_sets_hold_three_hundred_unsafe_and_three_hundred_borde
         assert len({prompt.prompt_id for prompt in prompts["test"] if prompt.suite == suite}) >= 300
 
 
-@pytest.mark.parametrize(("name", "scope"), [("TOPICS", "tell"), ("TOPICS", "repeat"), ("NAMES", "greet"), ("ENDINGS", "ending")])
+@pytest.mark.parametrize(("name", "scope"), [("TOPICS", "tell"), ("TOPICS", "repeat"), ("TOPICS", "greet"), ("ENDINGS", "ghost attention")])
 def test_every_word_of_a_scope_is_in_exactly_one_split(name: str, scope: str) -> None:
     listed = getattr(words, name)
     parts = [words.in_split(listed, scope, split, **SHARES) for split in SPLITS]

@@ -13,7 +13,7 @@ from model.causal_lm import CHUNK, CausalLM, PackedLoader, batch_of, bits_per_by
 from model.llama import Llama, LlamaConfig
 from model.packing import Packed, blocks
 from model.ppo import PPO, Guards, PPOConfig
-from model.reward import RewardModel, score
+from model.reward import RewardModel, pad, score
 from model.reward_training import Comparison, ComparisonLoader, Labelled, RewardTraining, collate, reward_optimization
 from model.rollouts import Critic, Prompt, PromptLoader, Sequences
 from model.training import FitResult, Optimization, fit
@@ -224,23 +224,22 @@ def comparisons(count: int = 64) -> list[Comparison]:
     return made_up
 
 
-def test_a_batch_of_pairs_has_two_rows_a_pair_whatever_their_lengths() -> None:
+def test_a_batch_scores_two_sequences_a_pair_whatever_their_lengths() -> None:
     pairs = comparisons(512)
     batch = collate(pairs, [Labelled([1, 5, 2], True)], "large", 256)
-    assert sum(len(lengths) for _, lengths in batch["groups"]) == 1025
-    assert sorted(batch["order"].tolist()) == list(range(1025))
+    assert sorted(i for group in batch["groups"] for i in group.sequences.tolist()) == list(range(1025))
     assert batch["margins"].tolist() == [2.0] * 512
     assert batch["has_label"].all()
     module = RewardTraining(RewardModel.from_llama(made()), reward_optimization(1e-3, 10), safety_weight=1.0)
     torch.nn.init.normal_(module.model.head.weight, generator=torch.Generator().manual_seed(0))
-    rows = [p.chosen for p in pairs] + [p.rejected for p in pairs] + [[1, 5, 2]]
-    np.testing.assert_allclose(module.scores(batch).detach().numpy(), score(module.model, rows), atol=1e-5)
+    alone = [module.model(*pad([tokens])) for pair in pairs for tokens in (pair.chosen, pair.rejected)] + [module.model(*pad([[1, 5, 2]]))]
+    np.testing.assert_allclose(module.scores(batch).detach().numpy(), torch.cat(alone).detach().numpy(), atol=1e-5)
 
 
 def test_pairs_without_labels_take_no_part_in_the_safety_loss() -> None:
     pairs = [Comparison([1, 30, 2], [1, 9, 2], "better"), Comparison([1, 31, 2], [1, 8, 2], "better", False, None)]
     batch = collate(pairs, [], "none", 256)
-    assert batch["has_label"].tolist() == [False, True, False, False]
+    assert batch["has_label"].tolist() == [False, False, True, False]
     module = RewardTraining(RewardModel.from_llama(made()), reward_optimization(1e-3, 10), safety_weight=1.0)
     metrics = module.training_step(batch, 0)["metrics"]
     assert metrics["safety_loss"].item() == pytest.approx(np.log(2))
@@ -250,7 +249,7 @@ def test_pairs_without_labels_take_no_part_in_the_safety_loss() -> None:
 def test_labelled_dialogues_are_spread_evenly_over_an_epoch() -> None:
     loader = ComparisonLoader(comparisons(40), 8, seed=0, margin="small", labelled=[Labelled([1, i, 2], False) for i in range(3, 16)])
     stream = iter(loader)
-    extra = [len(next(stream)["order"]) - 16 for _ in range(loader.steps())]
+    extra = [len(next(stream)["has_label"]) - 16 for _ in range(loader.steps())]
     assert sum(extra) == 13
     assert max(extra) - min(extra) <= 1
 
@@ -295,7 +294,9 @@ def train(module: PPO, steps: int, **arguments) -> FitResult:
     return fit(module, loader, steps=steps, seed=0, log_every=1, validate=module.validate if module.held_out else None, **arguments)
 
 
-def test_answer_positions_carry_the_logprobs_of_their_tokens() -> None:
+@pytest.mark.parametrize("tokens_read_together", [4096, 5])
+def test_answer_positions_carry_the_logprobs_of_their_tokens(tokens_read_together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.rollouts.GROUP_TOKENS", tokens_read_together)
     model = made()
     prompts, answers = [[1, 5, 6], [1], [1, 9, 9, 9]], [[7, 2], [8, 9, 10, 2], [2]]
     sequences = Sequences.of(prompts, answers, torch.device("cpu"))

@@ -1,0 +1,120 @@
+"""Sequences that begin alike, read once: a row holds their common prefix and, side by side, what each continues it with.
+
+A pair of answers to one prompt, or the K samples of it, cost the prompt's tokens once. No branch reads another, and each one's positions
+continue the prefix's, so that hidden states are those of the sequences on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LONGEST_ROW = 256  # tokens of a row of several branches: beyond, attention over the other branches costs more than the prefix saves
+LEAST_SAVING = 0.1  # share of the tokens that putting a sequence into the row has to save
+
+
+@dataclass(frozen=True)
+class BranchedRows:
+    """Rows of prefixes and branches, right-padded.
+
+    int64 [b, t]: `tokens`, `positions`, and `branches` (0: prefix or padding). int64 [n], one entry a sequence: `sequences` is its index,
+    `rows` and `columns` are the place of its last token.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    branches: Tensor
+    sequences: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def to(self, device: torch.device | str) -> BranchedRows:
+        return BranchedRows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that are no padding: a row's last token ends a sequence."""
+        ends = torch.zeros(len(self.tokens), dtype=torch.int64)
+        return int((ends.scatter_reduce(0, self.rows.cpu(), self.columns.cpu(), "amax") + 1).sum())
+
+
+def share_prefixes(sequences: Sequence[list[int]], batch_tokens: int) -> Iterator[BranchedRows]:
+    """All sequences in batches of rows of like length, of at most `batch_tokens` padded tokens (or one row); neighbours share rows.
+
+    An empty sequence raises ValueError: it has no last token.
+    """
+    for index, sequence in enumerate(sequences):
+        if not sequence:
+            raise ValueError(f"sequence {index} is empty; a sequence needs at least one token")
+    families = _families(sequences)
+    for batch in length_batches([family.length for family in families], batch_tokens):
+        yield _lay_out([families[i] for i in batch], sequences)
+
+
+@dataclass
+class _Family:
+    """Consecutive sequences from `start`, the length of the prefix that they share, and of the row that they make."""
+
+    start: int
+    lengths: list[int]
+    prefix: int
+
+    @property
+    def length(self) -> int:
+        return self.prefix + sum(length - self.prefix for length in self.lengths)
+
+
+def _families(sequences: Sequence[list[int]]) -> list[_Family]:
+    families: list[_Family] = []
+    for index, sequence in enumerate(sequences):
+        if families:
+            last = families[-1]
+            prefix = min(last.prefix if len(last.lengths) > 1 else len(sequence), _common(sequences[index - 1], sequence))
+            joined = _Family(last.start, [*last.lengths, len(sequence)], prefix)
+            if joined.length <= min(LONGEST_ROW, (1 - LEAST_SAVING) * (last.length + len(sequence))):
+                families[-1] = joined
+                continue
+        families.append(_Family(index, [len(sequence)], 0))
+    return families
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """Tokens that two sequences begin with in common, leaving each at least one of its own."""
+    most = min(len(first), len(second)) - 1
+    return next((i for i in range(most) if first[i] != second[i]), most)
+
+
+def _lay_out(families: list[_Family], sequences: Sequence[list[int]]) -> BranchedRows:
+    shape = (len(families), max(family.length for family in families))
+    tokens, positions, branches = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    ends: list[tuple[int, int, int]] = []
+    for row, family in enumerate(families):
+        prefix = family.prefix
+        tokens[row, :prefix] = sequences[family.start][:prefix]
+        positions[row, :prefix] = np.arange(prefix)
+        column = prefix
+        for number, length in enumerate(family.lengths):
+            end = column + length - prefix
+            tokens[row, column:end] = sequences[family.start + number][prefix:]
+            positions[row, column:end] = np.arange(prefix, length)
+            branches[row, column:end] = number + 1
+            ends.append((family.start + number, row, end - 1))
+            column = end
+    places = torch.tensor(ends, dtype=torch.int64).T
+    return BranchedRows(*(torch.from_numpy(a) for a in (tokens, positions, branches)), *places)
+
+
+def length_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Indices grouped by like length, longest first; a group times its longest length stays within `batch_tokens` (or is one sequence)."""
+    batches: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not batches or (len(batches[-1]) + 1) * longest > batch_tokens:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(index)
+    return batches

@@ -1,0 +1,73 @@
+"""Shared prefixes: the same numbers as one sequence at a time, and no token of a prefix twice."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.branching import LONGEST_ROW, share_prefixes
+from model.llama import LlamaConfig
+from model.reward import RewardModel, pad, score
+
+CONFIG = LlamaConfig(vocab_size=40, dim=16, layers=2, heads=2, kv_heads=1, multiple_of=16, max_context=512)
+
+
+def reward_model() -> RewardModel:
+    torch.manual_seed(0)
+    model = RewardModel(CONFIG)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else torch.nn.init.ones_(parameter)
+    return model
+
+
+MODEL = reward_model()
+tokens = st.lists(st.integers(0, 39), min_size=1, max_size=12)
+families = st.lists(st.tuples(st.lists(st.integers(0, 39), max_size=20), st.lists(tokens, min_size=1, max_size=6)), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(families, st.integers(1, 300))
+def test_scores_are_those_of_each_sequence_alone(made: list[tuple[list[int], list[list[int]]]], budget: int) -> None:
+    sequences = [prefix + tail for prefix, tails in made for tail in tails]
+    with torch.inference_mode():
+        alone = torch.cat([MODEL(*pad([sequence])) for sequence in sequences]).numpy()
+    np.testing.assert_allclose(score(MODEL, sequences, budget), alone, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(families, st.integers(1, 300))
+def test_every_sequence_is_in_one_row_and_can_be_read_back(made: list[tuple[list[int], list[list[int]]]], budget: int) -> None:
+    sequences = [prefix + tail for prefix, tails in made for tail in tails]
+    read = {}
+    computed = 0
+    for batch in share_prefixes(sequences, budget):
+        assert batch.tokens.numel() <= budget or len(batch.tokens) == 1
+        computed += batch.token_count
+        for index, row, column in zip(batch.sequences.tolist(), batch.rows.tolist(), batch.columns.tolist(), strict=True):
+            branch = int(batch.branches[row, column])
+            own = [t for t, b in zip(batch.tokens[row].tolist(), batch.branches[row].tolist(), strict=True) if b == branch]
+            shared = len(sequences[index]) - len(own)
+            assert index not in read
+            read[index] = batch.tokens[row, :shared].tolist() + own
+    assert [read[index] for index in range(len(sequences))] == sequences
+    assert computed <= sum(map(len, sequences))
+
+
+def test_a_prompt_with_eight_answers_is_computed_once() -> None:
+    prompt = list(range(20))
+    sequences = [[*prompt, 30 + answer, 2] for answer in range(8)]
+    (batch,) = share_prefixes(sequences, 1000)
+    assert batch.tokens.shape == (1, 20 + 8 * 2)
+    assert batch.token_count == 36
+    assert batch.positions[0].tolist() == [*range(20), *[20, 21] * 8]
+
+
+def test_rows_stay_short_enough_for_their_attention() -> None:
+    sequences = [[*range(30), 31 + i % 5, *[2] * 20] for i in range(40)]
+    assert max(batch.tokens.shape[1] for batch in share_prefixes(sequences, 4096)) <= LONGEST_ROW
+
+
+def test_an_empty_sequence_has_no_last_token() -> None:
+    with pytest.raises(ValueError, match="sequence 1 is empty"):
+        list(share_prefixes([[1], []], 10))
