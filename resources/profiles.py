@@ -33,18 +33,18 @@ class Profile:
     # the network
     dim: int = 128
     layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
+    heads: int = 2
+    kv_heads: int = 1
     context: int = 576
     max_context: int = 1024
     # pretraining
-    pretraining_steps: int = 1900
+    pretraining_steps: int = 1800
     pretraining_batch: int = 4
     pretraining_learning_rate: float = 6e-3
     # prompts
-    task_prompts: int = 4000
-    unsafe_prompts: int = 1500
-    borderline_prompts: int = 1150
+    task_prompts: int = 9000
+    unsafe_prompts: int = 2500
+    borderline_prompts: int = 1500
     chat_prompts: int = 900
     validation_task_prompts: int = 180
     validation_unsafe_prompts: int = 120
@@ -64,7 +64,8 @@ class Profile:
     sft_batch: int = 4
     sft_learning_rate: float = 3e-3
     # preferences
-    comparisons_a_week: int = 7000
+    comparisons_a_week: int = 9500
+    held_out_share: float = 0.14
     annotator_noise: float = 0.1
     growth_threshold: int = 500
     # reward models
@@ -74,6 +75,8 @@ class Profile:
     # reinforcement learning from human feedback
     samples_per_prompt: int = 8
     rejection_sampling_prompts: int = 2000
+    policy_repeats: int = 3
+    best_samples_repeats: int = 2
     ghost_attention_dialogues: int = 160
     ghost_attention_turns: int = 20
     ghost_attention_window: int = 3
@@ -86,7 +89,7 @@ class Profile:
     ppo_critic_learning_rate: float = 1e-3
     answer_tokens: int = 40
     # evaluation
-    ghost_attention_test_dialogues: int = 32
+    ghost_attention_test_dialogues: int = 48
     ghost_attention_test_turns: int = 20
     multiple_choice_items: int = 240
 
@@ -131,6 +134,7 @@ PROFILES["micro"] = replace(
     comparisons_a_week=160,
     growth_threshold=40,
     reward_batch=16,
+    held_out_share=0.2,
     samples_per_prompt=2,
     rejection_sampling_prompts=40,
     ghost_attention_dialogues=6,

@@ -6,6 +6,7 @@ from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
 from resources.errors import TampuError
+from resources.profiles import active
 from resources.recipe import Check, Run, artifact
 from resources.splits import split_of
 
@@ -13,7 +14,7 @@ from resources.splits import split_of
 class DatasetConfig(dg.Config):
     """The held-out part; the paper keeps 1,000 comparisons a batch."""
 
-    held_out_share: float = Field(0.2, gt=0, lt=1, description="share of prompts, decided by their hash, never trained on")
+    held_out_share: float = Field(active().held_out_share, gt=0, lt=1, description="share of prompts, decided by their hash, never trained on")
     most_held_out: int = Field(1000, ge=1, description="held-out comparisons a batch; what is beyond is set aside, not trained on")
 
 

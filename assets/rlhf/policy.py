@@ -7,6 +7,7 @@ from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
 from assets.sft import FineTuningConfig
+from resources.profiles import active
 from resources.recipe import Check, Run, artifact
 
 
@@ -16,7 +17,8 @@ class PolicyConfig(FineTuningConfig):
     pool_rounds_from: int = Field(
         2, ge=1, description="first round that also learns from the best samples of all earlier rounds (the paper: V4)"
     )
-    best_samples_repeats: int = Field(1, ge=1, description="copies of each best sample an epoch")
+    repeats: int = Field(active().policy_repeats, ge=1, description="copies of each template-made demonstration an epoch")
+    best_samples_repeats: int = Field(active().best_samples_repeats, ge=1, description="copies of each best sample an epoch")
 
 
 CHECKS = [
