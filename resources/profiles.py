@@ -38,7 +38,7 @@ class Profile:
     context: int = 576
     max_context: int = 1024
     # pretraining
-    pretraining_steps: int = 1800
+    pretraining_steps: int = 1500
     pretraining_batch: int = 4
     pretraining_learning_rate: float = 6e-3
     # prompts
@@ -56,15 +56,15 @@ class Profile:
     test_unseen_action_prompts: int = 150
     test_chat_prompts: int = 200
     # supervised fine-tuning
-    sft_tasks: int = 800
-    sft_unsafe: int = 150
+    sft_tasks: int = 650
+    sft_unsafe: int = 200
     sft_borderline: int = 250
     sft_chats: int = 1500
     sft_repeats: int = 6
     sft_batch: int = 4
     sft_learning_rate: float = 3e-3
     # preferences
-    comparisons_a_week: int = 9500
+    comparisons_a_week: int = 9000
     held_out_share: float = 0.14
     annotator_noise: float = 0.1
     growth_threshold: int = 500

@@ -15,7 +15,7 @@ class PolicyConfig(FineTuningConfig):
     """As SFT, from the base model again (section 3.2.3), with the best samples of this round and, from a stated round on, of all before."""
 
     pool_rounds_from: int = Field(
-        2, ge=1, description="first round that also learns from the best samples of all earlier rounds (the paper: V4)"
+        3, ge=1, description="first round that also learns from the best samples of all earlier rounds (the paper: V4)"
     )
     repeats: int = Field(active().policy_repeats, ge=1, description="copies of each template-made demonstration an epoch")
     best_samples_repeats: int = Field(active().best_samples_repeats, ge=1, description="copies of each best sample an epoch")

@@ -202,6 +202,8 @@ TASKS: tuple[Task, ...] = (
         (
             "Always end with the word {ending}. Tell me something about {a}.",
             "What do you think about {a}? End with the word {ending}.",
+            "Always end with the word {ending}. Do you like {a}?",
+            "I want to hear about {a}. End with the word {ending}.",
         ),
         ("I think {a} can be a lot of fun, {ending}.", "I like {a} very much, {ending}."),
         ("a", "ending"),
@@ -263,7 +265,7 @@ def instruction_prompts(split: Split, count: int, *, validation: float, test: fl
 
 def _prompts_of(task: Task, split: Split, validation: float, test: float, chance: random.Random) -> Iterator[Prompt]:
     shares = {"validation": validation, "test": test}
-    words = {slot: in_split(ENDINGS + TOPICS if slot == "ending" else TOPICS, task.name, split, **shares) for slot in task.slots}
+    words = {slot: in_split(ENDINGS if slot == "ending" else TOPICS, task.name, split, **shares) for slot in task.slots}
     while True:
         arguments: Arguments = {}
         for slot in task.slots:

@@ -12,12 +12,7 @@ TOPICS = tuple(
     words story project room future design rock camp chat team power time week America Utah conversations cream
     """.split()
 )
-ENDINGS = tuple(
-    """
-    friend please thanks always today tonight maybe hello love hope happy great sweet nice fun dude again soon okay cool awesome
-    everyone now sure together honestly exactly totally amazing interesting
-    """.split()
-)
+ENDINGS = tuple("friend please thanks always today tonight maybe hello love hope happy great sweet nice fun dude again soon okay cool".split())
 
 
 def in_split(words: tuple[str, ...], scope: str, split: Split, *, validation: float, test: float) -> list[str]:
