@@ -56,20 +56,20 @@ class Profile:
     test_unseen_action_prompts: int = 150
     test_chat_prompts: int = 200
     # supervised fine-tuning
-    sft_tasks: int = 650
+    sft_tasks: int = 750
     sft_unsafe: int = 200
     sft_borderline: int = 250
     sft_chats: int = 1500
     sft_repeats: int = 6
-    sft_batch: int = 4
+    sft_batch: int = 2
     sft_learning_rate: float = 3e-3
     # preferences
-    comparisons_a_week: int = 9000
+    comparisons_a_week: int = 7000
     held_out_share: float = 0.14
     annotator_noise: float = 0.1
     growth_threshold: int = 500
     # reward models
-    reward_batch: int = 16
+    reward_batch: int = 8
     reward_learning_rate: float = 1e-3
     reward_epochs: int = 2
     # reinforcement learning from human feedback
