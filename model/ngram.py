@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+# Keys below this are numbered through a table of that many entries, 5 bytes each.
+TABLE = 1 << 25
+
 
 def kneser_ney_bits(train_ids: np.ndarray, test_ids: np.ndarray, order: int, vocab: int, discount: float = 0.75) -> float:
     """Bits that an n-gram model of this order, counted on `train_ids`, needs for `test_ids` (ints in [0, vocab), each one stream).
@@ -59,13 +62,22 @@ def _number_grams(train: np.ndarray, test: np.ndarray, order: int, vocab: int) -
     train_grams, test_grams, sizes = [np.zeros(len(train), np.int64)], [np.zeros(len(test), np.int64)], [1]
     for n in range(1, order + 1):
         train_keys, test_keys = (_keys(ids, grams[-1], n, vocab) for ids, grams in ((train, train_grams), (test, test_grams)))
-        types, numbers = np.unique(train_keys[n - 1 :], return_inverse=True)
+        types, numbers = _distinct(train_keys[n - 1 :], sizes[-1] * vocab)
         train_grams.append(np.concatenate((np.full(min(n - 1, len(train)), -1), numbers)))
         place = np.searchsorted(types, test_keys)
         found = (test_keys >= 0) & (np.append(types, -1)[place] == test_keys)
         test_grams.append(np.where(found, place, -1))
         sizes.append(len(types))
     return train_grams, test_grams, sizes
+
+
+def _distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys in rising order, and for each key its place among them; a table replaces the sort where all keys are below `TABLE`."""
+    if bound > TABLE:
+        return np.unique(keys, return_inverse=True)
+    present = np.zeros(bound, dtype=bool)
+    present[keys] = True
+    return np.flatnonzero(present), (np.cumsum(present, dtype=np.int32) - 1)[keys].astype(np.int64)
 
 
 def _keys(ids: np.ndarray, shorter: np.ndarray, n: int, vocab: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from model import ngram
 from model.ngram import kneser_ney_bits, kneser_ney_probabilities
 
 VOCAB = 5
@@ -49,6 +50,14 @@ def test_probabilities_after_any_history_sum_to_one(order: int) -> None:
     for history in ([], [3], [0, 1], [4, 4, 4], random.integers(0, VOCAB, 6).tolist()):
         total = sum(kneser_ney_probabilities(train, np.array([*history, w]), order, VOCAB)[-1] for w in range(VOCAB))
         assert total == pytest.approx(1)
+
+
+def test_counting_by_a_table_and_by_sorting_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    train, test = random.integers(0, 300, 5000), random.integers(0, 300, 500)
+    by_table = kneser_ney_probabilities(train, test, 3, 300)
+    monkeypatch.setattr(ngram, "TABLE", 0)
+    assert np.array_equal(by_table, kneser_ney_probabilities(train, test, 3, 300))
 
 
 def test_longer_histories_help_on_text_that_has_them() -> None:
