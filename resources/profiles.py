@@ -64,7 +64,7 @@ class Profile:
     sft_batch: int = 2
     sft_learning_rate: float = 3e-3
     # preferences
-    comparisons_a_week: int = 7000
+    comparisons_a_week: int = 6500
     held_out_share: float = 0.14
     annotator_noise: float = 0.1
     growth_threshold: int = 500
@@ -75,14 +75,14 @@ class Profile:
     # reinforcement learning from human feedback
     samples_per_prompt: int = 8
     rejection_sampling_prompts: int = 2000
-    policy_repeats: int = 3
-    best_samples_repeats: int = 2
+    policy_repeats: int = 6
+    best_samples_repeats: int = 1
     ghost_attention_dialogues: int = 160
     ghost_attention_turns: int = 20
     ghost_attention_window: int = 3
     ghost_attention_rows: int = 2
     context_distillation_prompts: int = 240
-    ppo_iterations: int = 10
+    ppo_iterations: int = 6
     ppo_samples: int = 512
     ppo_minibatch: int = 64
     ppo_learning_rate: float = 2e-4
