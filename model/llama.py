@@ -70,11 +70,14 @@ class LlamaConfig:
             raise ValueError(f"unknown keys in a LlamaConfig: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         return cls(**values)
 
+    def layer_parameter_count(self) -> int:
+        """Parameters of a layer: the four products of attention, the three of SwiGLU, and two norms."""
+        attention = 2 * self.dim * self.dim + 2 * self.dim * self.kv_heads * self.head_dim
+        return attention + 3 * self.dim * self.feed_forward_dim + 2 * self.dim
+
     def trunk_parameter_count(self) -> int:
         """Parameters below the head: the embedding, the layers and the last norm. A reward model has these and dim more."""
-        attention = 2 * self.dim * self.dim + 2 * self.dim * self.kv_heads * self.head_dim
-        layer = attention + 3 * self.dim * self.feed_forward_dim + 2 * self.dim
-        return self.vocab_size * self.dim + self.layers * layer + self.dim
+        return self.vocab_size * self.dim + self.layers * self.layer_parameter_count() + self.dim
 
     def parameter_count(self) -> int:
         """Parameters of the language model: those of the trunk, and V·d for the output matrix unless it is the embedding."""
