@@ -233,6 +233,30 @@ def chat(reference: str, temperature: float, top_p: float) -> None:
 
 
 @main.command()
+@click.argument("preset")
+@click.option("--stage", default="pretraining", show_default=True, help="pretraining, sft, reward or ppo")
+@click.option("--gpu", default="A100-80GB", show_default=True, help="A100-80GB, H100 or H200")
+@click.option("--gpus", type=int, help="how many; default: the fewest that hold it")
+@click.option("--mfu", type=float, help="model FLOPs utilization; default: the one that fits the paper's GPU-hours")
+@click.option("--tokens", help="in all, such as 2e12 or 300B; default: the paper's")
+@click.option("--sequence", type=int, help="tokens a sequence; default: the paper's, or the preset's context")
+@click.option("--batch", type=int, help="sequences an update of all GPUs (PPO: an iteration); default: the paper's")
+@click.option("--micro-batch", type=int, help="sequences a GPU reads at a time; default: 1 (reward: 2)")
+@click.option("--json", "as_json", is_flag=True)
+@_clear
+def plan(preset: str, stage: str, gpu: str, tokens: str | None, mfu: float | None, as_json: bool, **sizes: int | None) -> None:
+    """What a stage of a preset (7b, 70b, …) needs: memory a GPU, tokens/s, GPU-hours, kWh, tCO2e."""
+    from model import planning
+
+    try:
+        total = None if tokens is None else planning.count(tokens)
+        made = planning.plan(preset, stage, gpu=gpu, mfu=planning.MFU if mfu is None else mfu, tokens=total, **sizes)
+    except ValueError as error:
+        raise TampuError(str(error)) from None
+    _say(made.to_dict(), as_json, planning.table(made))
+
+
+@main.command()
 @_clear
 def demo() -> None:
     """The whole recipe on the embedded default: foundation, two weeks of preferences, two rounds, reports."""

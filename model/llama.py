@@ -70,16 +70,30 @@ class LlamaConfig:
             raise ValueError(f"unknown keys in a LlamaConfig: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         return cls(**values)
 
-    def parameter_count(self) -> int:
-        """Parameters of the language model: V·d for each embedding matrix, the layers, and the last norm."""
+    def layer_parameter_count(self) -> int:
+        """Parameters of a layer: the four products of attention, the three of SwiGLU, and two norms."""
         attention = 2 * self.dim * self.dim + 2 * self.dim * self.kv_heads * self.head_dim
-        layer = attention + 3 * self.dim * self.feed_forward_dim + 2 * self.dim
-        embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
-        return embeddings + self.layers * layer + self.dim
+        return attention + 3 * self.dim * self.feed_forward_dim + 2 * self.dim
+
+    def trunk_parameter_count(self) -> int:
+        """Parameters below the head: the embedding, the layers and the last norm. A reward model has these and dim more."""
+        return self.vocab_size * self.dim + self.layers * self.layer_parameter_count() + self.dim
+
+    def parameter_count(self) -> int:
+        """Parameters of the language model: those of the trunk, and V·d for the output matrix unless it is the embedding."""
+        return self.trunk_parameter_count() + (0 if self.tie_embeddings else self.vocab_size * self.dim)
 
 
-# Sizes of the released models; 34B was never released, its sizes are Code Llama 34B's.
 PRESETS = {
+    # The default profile's network.
+    "tiny": LlamaConfig(2048, 128, 4, 2, 1, multiple_of=32, max_context=1024),
+    # stories15M of karpathy/llama2.c.
+    "15m": LlamaConfig(32000, 288, 6, 6, 6, multiple_of=32, max_context=256, tie_embeddings=True),
+    # SmolLM2-135M (arXiv 2502.02737).
+    "135m": LlamaConfig(49152, 576, 30, 9, 3, ffn_dim=1536, rope_theta=100000.0, max_context=8192, tie_embeddings=True),
+    # TinyLlama 1.1B (arXiv 2401.02385).
+    "1b": LlamaConfig(32000, 2048, 22, 32, 4, max_context=2048),
+    # Llama 2. 34B was never released, its sizes are Code Llama 34B's.
     "7b": LlamaConfig(32000, 4096, 32, 32, 32),
     "13b": LlamaConfig(32000, 5120, 40, 40, 40),
     "34b": LlamaConfig(32000, 8192, 48, 64, 8),

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from model.emissions import emissions
 from resources.errors import TampuError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,9 +32,6 @@ PACKAGES = (
     "torch",
 )
 
-# Carbon: energy = device-hours x watts x PUE; PUE and intensity as in LLaMA (arXiv:2302.13971, section 6).
-PUE = 1.1
-KG_CO2E_PER_KWH = 0.385
 # Our choice: a laptop or server core under load draws about 15 W (package power over cores of current parts).
 CPU_CORE_WATTS = 15.0
 # Board power of the accelerators people rent (vendors' data sheets); the first name found in the device's name counts.
@@ -155,9 +153,8 @@ def gpu_watts(name: str) -> tuple[float, bool]:
 
 def carbon(device: str, device_hours: float, watts: float) -> dict[str, Any]:
     """Energy and emissions of `device_hours` (hours x devices) at `watts` a device: kWh (with PUE) and tCO2e."""
-    kwh = device_hours * watts * PUE / 1000
-    tco2e = kwh * KG_CO2E_PER_KWH / 1000
-    return {"device": device, "device_hours": device_hours, "watts": watts, "kwh": kwh, "tco2e": tco2e}
+    used = emissions(device_hours, watts)
+    return {"device": device, "device_hours": device_hours, "watts": watts, "kwh": used.kwh, "tco2e": used.tco2e}
 
 
 class Meter:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from model.branching import length_batches
 from model.huggingface import to_huggingface
 from model.llama import PRESETS, KeyValueCache, Llama, LlamaConfig, View, _fused_attention, attend, rotation
 from model.precision import autocast
-from model.branching import length_batches
 from model.reward import RewardModel, score
 from model.weights import load_llama, load_reward, save_llama, save_reward
 
@@ -42,18 +42,22 @@ def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "total", "width", "reward_total"),
     [
+        ("tiny", 1_262_720, 352, 1_000_704),
+        ("15m", 15_191_712, 768, 15_192_000),
+        ("135m", 134_515_008, 1536, 134_515_584),
+        ("1b", 1_100_048_384, 5632, 1_034_514_432),
         ("7b", 6_738_415_616, 11008, 6_607_347_712),
         ("13b", 13_015_864_320, 13824, 12_852_029_440),
         ("34b", 33_743_970_304, 22016, 33_481_834_496),
         ("70b", 68_976_648_192, 28672, 68_714_512_384),
     ],
 )
-def test_presets_have_the_released_models_sizes(name: str, total: int, width: int, reward_total: int) -> None:
+def test_presets_have_the_sizes_of_the_models_they_are_named_after(name: str, total: int, width: int, reward_total: int) -> None:
     config = PRESETS[name]
     with torch.device("meta"):
         llama, reward = Llama(config), RewardModel(config)
     assert config.parameter_count() == sum(p.numel() for p in llama.parameters()) == total
-    assert sum(p.numel() for p in reward.parameters()) == reward_total
+    assert config.trunk_parameter_count() + config.dim == sum(p.numel() for p in reward.parameters()) == reward_total
     assert config.feed_forward_dim == width
 
 
