@@ -59,6 +59,7 @@ def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, h
         progress=run.label,
         checkpoints_at=[loader.steps(1)],
         on_checkpoint=lambda step: save_llama(network, run.directory, name="first_epoch"),
+        resume=run.resume(config.saving),
     )
     save_llama(network, run.directory)
     after, _ = mean_loss(network, held_out)

@@ -14,7 +14,7 @@ from resources.prompts.instructions import demonstration
 from resources.prompts.pool import PoolSizes, template_prompts
 from resources.prompts.prompt import Prompt
 from resources.prompts.safety import borderline_demonstration, safe_demonstration
-from resources.recipe import Check, Run, artifact
+from resources.recipe import Check, Run, Saving, artifact
 
 DEMONSTRATIONS = {"task": demonstration, "unsafe": safe_demonstration, "borderline": borderline_demonstration}
 
@@ -106,7 +106,7 @@ def data(run: Run, config: SftDataConfig) -> None:
 class FineTuningConfig(dg.Config):
     """The paper's fine-tuning (section 3.1): two epochs, cosine schedule, loss on answers; batch and rate by profile."""
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every",)
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every", "saving")
     epochs: int = Field(2, ge=1, description="passes over the data")
     repeats: int = Field(active().sft_repeats, ge=1, description="copies of each template-made row an epoch; conversations are never repeated")
     context: int = Field(active().context, ge=32, description="tokens a packed sequence")
@@ -116,6 +116,7 @@ class FineTuningConfig(dg.Config):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
     seed: int = Field(active().seed, ge=0, description="order of the data")
     log_every: int = Field(20, ge=1, description="steps between lines of the training log")
+    saving: Saving = Field(Saving(), description="how often the training saves the state that it can go on from")
 
 
 @artifact(

@@ -16,6 +16,7 @@ from model.llama import Llama
 from model.losses import causal_lm_loss
 from model.packing import Packed
 from model.precision import Precision, autocast
+from model.shuffling import Shuffled
 from model.training import Optimization
 
 # Logits are made for this many positions at a time: the largest tensors of a step stay in the cache of a CPU and small on a GPU.
@@ -54,13 +55,13 @@ class PackedLoader:
         return math.ceil(epochs * len(self.packed) / self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        random = np.random.default_rng(self.seed)
-        order = np.empty(0, dtype=np.int64)
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The stream from batch number `start` on; the batches before it are not built."""
+        order = Shuffled(len(self.packed), self.seed, skip=start * self.batch_size)
         while True:
-            while len(order) < self.batch_size:
-                order = np.concatenate((order, random.permutation(len(self.packed))))
-            yield batch_of(self.packed, order[: self.batch_size])
-            order = order[self.batch_size :]
+            yield batch_of(self.packed, order.take(self.batch_size))
 
 
 def batch_of(packed: Packed, rows: np.ndarray | slice) -> dict[str, Tensor]:

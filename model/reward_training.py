@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -16,6 +16,7 @@ from torch import Tensor
 from model.branching import share_prefixes
 from model.losses import MARGINS, RATINGS, ranking_loss, safety_loss
 from model.reward import RewardModel
+from model.shuffling import Shuffled
 from model.training import Optimization
 
 
@@ -76,20 +77,17 @@ class ComparisonLoader:
         return math.ceil(epochs * len(self.comparisons) / self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        pairs = _shuffled(len(self.comparisons), np.random.default_rng([self.seed, 0]))
-        singles = _shuffled(len(self.labelled), np.random.default_rng([self.seed, 1]))
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The stream from batch number `start` on; the batches before it are not built."""
         share = len(self.labelled) * self.batch_size / len(self.comparisons)
-        step = 0
-        while True:
-            comparisons = [self.comparisons[next(pairs)] for _ in range(self.batch_size)]
+        pairs = Shuffled(len(self.comparisons), [self.seed, 0], skip=start * self.batch_size)
+        singles = Shuffled(len(self.labelled), [self.seed, 1], skip=math.floor(start * share))
+        for step in itertools.count(start):
             count = math.floor((step + 1) * share) - math.floor(step * share)
-            yield collate(comparisons, [self.labelled[next(singles)] for _ in range(count)], self.margin, self.group_tokens)
-            step += 1
-
-
-def _shuffled(count: int, random: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from random.permutation(count).tolist()
+            comparisons = [self.comparisons[i] for i in pairs.take(self.batch_size)]
+            yield collate(comparisons, [self.labelled[i] for i in singles.take(count)], self.margin, self.group_tokens)
 
 
 def collate(comparisons: Sequence[Comparison], labelled: Sequence[Labelled], margin: str, group_tokens: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import signal
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.precision import TRAINER_PRECISION, Precision
+from model.resume import Resume, Saver, settings_of
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,19 @@ class FitResult:
     seconds: float = 0.0
 
 
+class Loader(Protocol):
+    """A stream of batches that can begin at any of them; any iterable will do where going on may build the batches before."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The stream from batch number `start` on."""
+        ...
+
+
 def fit(
     module: LightningModule,
-    loader: Iterable[dict[str, Any]],
+    loader: Loader | Iterable[dict[str, Any]],
     *,
     steps: int,
     seed: int,
@@ -104,6 +116,7 @@ def fit(
     validate_first: bool = False,
     checkpoints_at: Sequence[int] = (),
     on_checkpoint: Callable[[int], None] | None = None,
+    resume: Resume | None = None,
 ) -> FitResult:
     """Train `module` in place on the first `steps` batches of the loader, on the GPU if there is one.
 
@@ -111,9 +124,14 @@ def fit(
     `metrics` (name to number); it may set `trainer.should_stop`. Rows hold the means of loss, gradient norm and metrics over the last
     `log_every` steps, and what `validate()` returns, called every `validate_every` steps, at the end, and (`validate_first`) before the
     first. `on_checkpoint(step)` is called after the steps in `checkpoints_at`. `progress` names the run in a progress bar, or in plain
-    lines where stderr is no terminal. Nothing is written to disk.
+    lines where stderr is no terminal. Nothing is written to disk without `resume`.
 
-    Raises ValueError for a loss or gradient that is not finite, before the update, and for a loader with too few batches.
+    With `resume` the run saves its state now and then and goes on from the newest one that it finds, to the weights and rows of a run that
+    was never cut off: the hooks of checkpoints that lie behind are called again first, with the weights of their step. SIGTERM, or Ctrl-C,
+    saves and then takes its way after the current step; a second one takes it at once. `log_every` may change in between, nothing else.
+
+    Raises ValueError for a loss or gradient that is not finite, before the update, and for a loader with too few batches, and, naming what
+    differs, for a saved state of another training.
     """
     if precision not in TRAINER_PRECISION:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(TRAINER_PRECISION)}")
@@ -122,15 +140,33 @@ def fit(
     if precision != "fp32" and not module.automatic_optimization:
         raise ValueError(f"{type(module).__name__} optimizes by hand and sets its own precision; call fit with precision='fp32'")
     run = _Run(steps, log_every, progress, validate, validate_every, validate_first, checkpoints_at, on_checkpoint)
+    result = run.result
     with _quiet(), _threads(threads), torch.random.fork_rng():
+        if resume is not None:
+            settings = settings_of(
+                module=module,
+                optimization=cast(Optimization, module.optimization),
+                loader=loader,
+                steps=steps,
+                seed=seed,
+                precision=precision,
+                validate_every=validate_every,
+                validate_first=validate_first,
+                checkpoints_at=sorted(checkpoints_at),
+            )
+            run.saver = Saver(resume, settings, run)
+            run.saver.restore(module, on_checkpoint)
+            if result.steps == steps or run.saver.ended:
+                module.on_train_end()  # Lightning leaves an empty run out, with its hooks
+                return result
         torch.manual_seed(seed)
         trainer = Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
             devices=1,
             precision=TRAINER_PRECISION[precision],
             max_epochs=1,
-            limit_train_batches=steps,
-            callbacks=[run],
+            limit_train_batches=steps - result.steps,
+            callbacks=[run, run.saver] if run.saver else [run],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -138,9 +174,8 @@ def fit(
             num_sanity_val_steps=0,
         )
         handler = signal.getsignal(signal.SIGINT)
-        began = time.perf_counter()
         try:
-            trainer.fit(module, train_dataloaders=_Batches(loader))
+            trainer.fit(module, train_dataloaders=_Batches(loader, result.steps))
         except SystemExit:
             if isinstance(run.exception, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit and ignores further ones
                 raise KeyboardInterrupt from None
@@ -149,20 +184,25 @@ def fit(
             run.close()
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)
-    if run.result.steps < steps and not trainer.should_stop:
-        raise ValueError(f"the loader ended after {run.result.steps} batches; {steps} steps were asked for")
-    run.result.seconds = time.perf_counter() - began
-    return run.result
+    if run.saver:
+        run.saver.deliver()
+    if result.steps < steps and not trainer.should_stop:
+        raise ValueError(f"the loader ended after {result.steps} batches; {steps} steps were asked for")
+    result.seconds = run.seconds()
+    return result
 
 
 @dataclass(frozen=True)
 class _Batches:
-    """The loader as one loader: Lightning would take a list for a list of loaders."""
+    """The loader from a batch on, as one loader: Lightning would take a list for a list of loaders."""
 
-    loader: Iterable[dict[str, Any]]
+    loader: Loader | Iterable[dict[str, Any]]
+    start: int
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.loader)
+        if hasattr(self.loader, "batches"):
+            return self.loader.batches(self.start)
+        return itertools.islice(self.loader, self.start, None)
 
 
 class _Run(Callback):
@@ -185,10 +225,26 @@ class _Run(Callback):
         self.result = FitResult()
         self.window: dict[str, list[float]] = {}
         self.exception: BaseException | None = None
-        self.progress = _Progress(progress, steps) if progress else None
+        self.saver: Saver | None = None
+        self.name, self.progress = progress, None
+        self.began = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Time of the run so far, that of processes before this one included."""
+        return self.result.seconds + time.perf_counter() - self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self.result), "seconds": self.seconds(), "window": self.window}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.window = state_dict.pop("window")
+        vars(self.result).update(state_dict)
+        self.began = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.validate is not None and self.validate_first:
+        if self.name:
+            self.progress = _Progress(self.name, self.steps, self.result)
+        if self.validate is not None and self.validate_first and not self.result.steps:
             with torch.no_grad():
                 self._rows(self.validate())
 
@@ -207,7 +263,7 @@ class _Run(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         result = self.result
-        result.steps = batch_idx + 1
+        result.steps += 1
         result.tokens += int(outputs["tokens"])
         if "loss" in outputs:
             self._note("train_loss", float(outputs["loss"]))
@@ -221,6 +277,8 @@ class _Run(Callback):
             self._rows({name: sum(values) / len(values) for name, values in self.window.items()})
             self.window = {}
         if self.on_checkpoint is not None and result.steps in self.checkpoints_at:
+            if self.saver:
+                self.saver.keep(module, result.steps)
             self.on_checkpoint(result.steps)
         if self.progress:
             self.progress.update(result)
@@ -243,9 +301,9 @@ class _Run(Callback):
 class _Progress:
     """A bar on a terminal; elsewhere a line about every tenth of the steps."""
 
-    def __init__(self, name: str, steps: int) -> None:
-        self.name, self.steps, self.began = name, steps, time.perf_counter()
-        self.bar = tqdm(total=steps, desc=name, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
+    def __init__(self, name: str, steps: int, done: FitResult) -> None:
+        self.name, self.steps, self.tokens, self.began = name, steps, done.tokens, time.perf_counter()
+        self.bar = tqdm(total=steps, initial=done.steps, desc=name, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
 
     def update(self, result: FitResult) -> None:
         latest = {row["metric"]: row["value"] for row in result.rows[-20:]}
@@ -255,7 +313,7 @@ class _Progress:
             self.bar.set_postfix_str(loss)
         elif result.steps * 10 // self.steps > (result.steps - 1) * 10 // self.steps:
             seconds = time.perf_counter() - self.began
-            rate = f"{result.tokens / seconds:,.0f} tokens/s"
+            rate = f"{(result.tokens - self.tokens) / seconds:,.0f} tokens/s"
             line = ", ".join(part for part in (f"step {result.steps}/{self.steps}", loss, rate, f"{seconds:.0f} s") if part)
             print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 

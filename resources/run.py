@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from resources.disk import parquet_bytes, pretty_json
 from resources.environment import carbon as carbon_of
@@ -16,6 +18,9 @@ from resources.errors import TampuError
 from resources.manifests import MANIFEST, Artifact
 from resources.rounds import Round
 from resources.tables import rows_of
+
+if TYPE_CHECKING:
+    from model.resume import Resume
 
 RESERVED = frozenset(
     (
@@ -43,6 +48,16 @@ class Check:
     name: str
     blocking: bool = False
     description: str = ""
+
+
+class Saving(dg.Config):
+    """How often a training saves the state that it can go on from: every so many steps, or minutes, or whichever comes first.
+
+    It decides nothing about the result: list the field that holds it in `NOT_IDENTITY`.
+    """
+
+    steps: int | None = Field(None, ge=1, description="steps between two saves")
+    minutes: float | None = Field(1.0, gt=0, description="minutes between two saves")
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,7 @@ class Run:
     checks: Mapping[str, Check]
     files: Mapping[str, Path]
     resources: Any
+    states: Path
     home: Path
     say: Callable[[str], None]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -153,6 +169,12 @@ class Run:
         if name not in self.files:
             raise TampuError(f"{self.asset} names no raw file {name!r}: it names {', '.join(self.files) or 'none'}")
         return self.files[name]
+
+    def resume(self, saving: Saving) -> "Resume":
+        """For `fit`: a training that was interrupted goes on when an artifact of the same key is made again."""
+        from model.resume import Resume
+
+        return Resume(self.states, saving.steps, saving.minutes, {"artifact": f"{self.asset} {self.states.name}"}, self.say)
 
     # Files of the artifact
 
