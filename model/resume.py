@@ -19,13 +19,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
+FORMAT = 1  # of a state's content; states of another one are refused
 KEPT = 2  # Our choice: the newest state, and the one before in case the disk damages it.
 NAME = re.compile(r"(state|checkpoint)-(\d{9})-([0-9a-f]{64})\.pt")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -77,7 +80,13 @@ class States:
         """
         temporary = self.folder / f".{kind}-{step:09}.tmp"
         with temporary.open("wb") as file:
-            torch.save(content, hashed := _Hashed(file))
+            hashed = _Hashed(file)
+            try:
+                torch.save(content, hashed)
+            except RuntimeError:
+                if hashed.trouble is not None:  # torch tells only that writing failed
+                    raise hashed.trouble from None
+                raise
             file.flush()
             os.fsync(file.fileno())
         digest = hashed.digest.hexdigest()
@@ -131,17 +140,17 @@ class States:
 class Saver(Callback):
     """Saves the states of a run, when one is due and when the process is told to end, and puts a run back into its newest state.
 
-    `run` is the callback that keeps the run's own record; Lightning's `state_dict` and `load_state_dict` are asked of it. Give Lightning
-    this callback after that one.
+    `run` is the callback that keeps the run's own record: its `result.steps` are counted up after each step, and Lightning's `state_dict`
+    and `load_state_dict` are asked of it. Give Lightning this callback after that one.
     """
 
-    def __init__(self, resume: Resume, settings: Mapping[str, Any], run: Callback) -> None:
-        self.resume, self.settings, self.run = resume, {**settings, **resume.config}, run
+    def __init__(self, resume: Resume, settings: Mapping[str, Any], run: Any) -> None:
+        self.resume, self.settings, self.run = resume, {"format": FORMAT, **settings, **resume.config}, run
         self.states = States(resume.folder)
         self.state = self.states.newest(resume.say)
         self.checkpoints: dict[int, str] = {}
         self.step = self.saved = 0
-        self.ended = False
+        self.ended = self.stuck = False
         self.clock = time.monotonic()
         self.signal: int | None = None
         self.handlers: dict[int, Any] = {}
@@ -188,24 +197,36 @@ class Saver(Callback):
     # Saving
 
     def keep(self, module: LightningModule, step: int) -> None:
-        """Keep the weights of a mid-run checkpoint beside the states, which name it."""
-        self.checkpoints[step] = self.states.write("checkpoint", step, {"state_dict": module.state_dict()})
+        """Keep the weights of a mid-run checkpoint beside the states, which name it. Without them no later state can be gone on from."""
+        try:
+            self.checkpoints[step] = self.states.write("checkpoint", step, {"state_dict": module.state_dict()})
+        except OSError as error:
+            self.stuck = True
+            self.resume.say(
+                f"the checkpoint of step {step:,} could not be saved in {self.states.folder} ({error}); the training continues, "
+                f"and no state after step {self.saved:,} will be there to go on from"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.step += 1
+        if self.run.result.steps == self.step:
+            return  # a part of a batch
+        self.step = self.run.result.steps
         self.ended = trainer.should_stop
         steps, minutes = self.resume.every_steps, self.resume.every_minutes
         late = minutes is not None and time.monotonic() - self.clock >= 60 * minutes
         if late or (steps is not None and self.step % steps == 0):
-            self._save(trainer, module)
+            self.save(trainer, module)
         if self.signal is not None:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.signal is not None and self.saved < self.step:
-            self._save(trainer, module)
+            self.save(trainer, module)
 
-    def _save(self, trainer: Trainer, module: LightningModule) -> None:
+    def save(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save the state after this step, and drop the oldest once it is on disk and verified. What the disk can not take is said."""
+        if self.stuck:
+            return
         state = {
             "step": self.step,
             "ended": self.ended,
@@ -238,13 +259,16 @@ class Saver(Callback):
             signal.signal(number, self.handlers[number])
             signal.raise_signal(number)
 
+    def release(self) -> None:
+        """Put the former handlers back."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
     def deliver(self) -> None:
-        """Put the former handlers back, and hand a signal that was noted to its handler.
+        """Hand a signal that was noted to its former handler.
 
         Where that is the system, which would end the process on the spot, it ends as a Python program does, with the usual exit code.
         """
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
         if self.signal is None:
             return
         self.resume.say(
@@ -256,21 +280,37 @@ class Saver(Callback):
 
 
 def settings_of(**parts: Any) -> dict[str, Any]:
-    """The plain values that decide a training, by name: of an object, those of its fields that are plain (`loader.batch_size`)."""
+    """What decides a training, as plain values by name (`loader.batch_size`, `module.config.clip`, `module.model.config.dim`).
+
+    Of an object these are its fields: plain values, dataclasses with their fields, types and shapes of arrays, lengths of lists; and the
+    `config` of each network in a module. What is in the data is left to `Resume.config`.
+    """
     settings: dict[str, Any] = {}
     for name, part in parts.items():
-        if _is_plain(part):
-            settings[name] = part
-        else:
-            settings[name] = type(part).__name__
-            settings |= {f"{name}.{key}": value for key, value in getattr(part, "__dict__", {}).items() if _is_plain(value)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        settings |= _described(name, part)
+        if not is_dataclass(part):
+            named = {key: value for key, value in getattr(part, "__dict__", {}).items() if not key.startswith("_") and key != "training"}
+            if isinstance(part, nn.Module):
+                named |= {f"{key}.config": getattr(child, "config", None) for key, child in part.named_children()}
+            for key, value in named.items():
+                if not callable(value):
+                    settings |= _described(f"{name}.{key}", value)
+    return settings
 
 
-def _is_plain(value: Any) -> bool:
-    if type(value) in (list, tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
+def _described(name: str, value: Any) -> dict[str, Any]:
+    if value is None or type(value) in (bool, int, float, str):
+        return {name: value}
+    if isinstance(value, list | tuple):
+        short = len(value) <= 16 and all(type(item) in (bool, int, float, str) for item in value)
+        return {name: list(value) if short else f"{len(value)} items"}
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return {name: f"{value.dtype} {list(value.shape)}"}
+    described: dict[str, Any] = {name: type(value).__name__}
+    if is_dataclass(value):
+        for one in fields(value):
+            described |= _described(f"{name}.{one.name}", getattr(value, one.name))
+    return described
 
 
 def _refuse_others(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
@@ -295,10 +335,15 @@ class _Hashed:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.trouble: OSError | None = None
 
     def write(self, content: bytes) -> int:
         self.digest.update(content)
-        return self.file.write(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.trouble = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -47,6 +47,10 @@ class PromptLoader:
         while True:
             yield {"prompts": torch.from_numpy(order.take(self.samples_per_iteration))}
 
+    def rows(self, batch: int) -> list[int]:
+        """Numbers of the prompts in that batch."""
+        return Shuffled(self.count, self.seed, skip=batch * self.samples_per_iteration).take(self.samples_per_iteration).tolist()
+
 
 class Critic(nn.Module):
     """The value function: a trunk of its own and a linear head at every answer position."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import dagster as dg
 import polars as pl
@@ -20,6 +20,7 @@ from resources.rounds import Round
 from resources.tables import rows_of
 
 if TYPE_CHECKING:
+    from model.execution import Execution
     from model.resume import Resume
 
 RESERVED = frozenset(
@@ -50,14 +51,18 @@ class Check:
     description: str = ""
 
 
-class Saving(dg.Config):
-    """How often a training saves the state that it can go on from: every so many steps, or minutes, or whichever comes first.
+class ExecutionConfig(dg.Config):
+    """How a training is run: the fields in `NOT_IDENTITY` leave every bit of the result alone, the others round in other places."""
 
-    It decides nothing about the result: list the field that holds it in `NOT_IDENTITY`.
-    """
-
-    steps: int | None = Field(None, ge=1, description="steps between two saves")
-    minutes: float | None = Field(1.0, gt=0, description="minutes between two saves")
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = tuple(
+        f"execution.{name}" for name in ("save_every_steps", "save_every_minutes", "activation_checkpointing", "tensorboard")
+    )
+    save_every_steps: int | None = Field(None, ge=1, description="steps between two saves of the state that a training can go on from")
+    save_every_minutes: float | None = Field(1.0, gt=0, description="minutes between two such saves; with both, whichever comes first")
+    activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory, a third more time")
+    tensorboard: bool = Field(False, description="write TensorBoard's event files below $TAMPU_HOME/tensorboard (needs the extra tensorboard)")
+    accumulate: int = Field(1, ge=1, description="parts in which a step's batch is read, for one update: less memory (not in PPO)")
+    compile: bool = Field(False, description="give the layers to torch.compile (not in PPO)")
 
 
 @dataclass(frozen=True)
@@ -170,11 +175,19 @@ class Run:
             raise TampuError(f"{self.asset} names no raw file {name!r}: it names {', '.join(self.files) or 'none'}")
         return self.files[name]
 
-    def resume(self, saving: Saving) -> "Resume":
+    def resume(self, config: ExecutionConfig) -> "Resume":
         """For `fit`: a training that was interrupted goes on when an artifact of the same key is made again."""
         from model.resume import Resume
 
-        return Resume(self.states, saving.steps, saving.minutes, {"artifact": f"{self.asset} {self.states.name}"}, self.say)
+        artifact = {"artifact": f"{self.asset} {self.states.name}"}
+        return Resume(self.states, config.save_every_steps, config.save_every_minutes, artifact, self.say)
+
+    def execution(self, config: ExecutionConfig) -> "Execution":
+        """For `fit`: how the training is run."""
+        from model.execution import Execution
+
+        folder = self.home / "tensorboard" / self.asset / self.states.name
+        return Execution(config.accumulate, config.activation_checkpointing, config.compile, folder if config.tensorboard else None)
 
     # Files of the artifact
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from model.branching import length_batches
 from model.huggingface import to_huggingface
 from model.llama import PRESETS, KeyValueCache, Llama, LlamaConfig, View, _fused_attention, attend, rotation
 from model.precision import autocast
-from model.branching import length_batches
 from model.reward import RewardModel, score
 from model.weights import load_llama, load_reward, save_llama, save_reward
 

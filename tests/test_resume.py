@@ -4,18 +4,22 @@ import functools
 import json
 import random
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import dagster as dg
 import pytest
 import torch
 from homes import Home, artifact
-from trainings import FAULTS, STEPS, process, setting, train
+from trainings import FAULTS, PHASES, STEPS, documents, process, setting, train
 
-from model.resume import KEPT, Resume
+from model.causal_lm import PackedLoader
+from model.execution import Execution
+from model.resume import KEPT, Resume, settings_of
 from model.shuffling import Shuffled
-from resources.recipe import Run, Saving
+from resources.recipe import ExecutionConfig, Run
 
 torch.set_num_threads(1)
 
@@ -75,8 +79,6 @@ def test_a_kill_in_any_phase_of_a_save_leaves_an_intact_state_or_none(fault: str
     """Saves of this training: step 1, a checkpoint at 2, step 2, step 3, …: the fourth is that of step 3."""
     folder = tmp_path / "states"
     code, _, _ = process("noisy", folder, every=1, fault=(fault, save))
-    if save == 1 and "before the old goes" == fault:
-        assert states(folder) == [1]
     assert code == -signal.SIGKILL
     written = fault in FAULTS[4:]
     assert states(folder)[-1:] == ([3] if written else [2]) if save == 4 else ([1] if written else [])
@@ -84,6 +86,18 @@ def test_a_kill_in_any_phase_of_a_save_leaves_an_intact_state_or_none(fault: str
     assert code == 0 and same(result, "noisy")
     assert ("goes on after step" in said) == bool(written or save == 4) and "damaged" not in said
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_ppo_is_killed_in_the_middle_of_each_phase_and_ends_as_if_it_was_not(phase: str, tmp_path: Path) -> None:
+    """Within an iteration: answers are sampled and scored once, and each of two minibatches has a backward pass for policy and critic."""
+    folder = tmp_path / "states"
+    for iteration, done in ((1, []), (3, [1, 2]), (1, [1, 2]), (2, [2, 3])):
+        code, result, _ = process("ppo", folder, every=1, fault=(phase, 4 * iteration - 1 if phase == "updating" else iteration))
+        assert (code, result, states(folder)) == (-signal.SIGKILL, None, done)
+    code, result, said = process("ppo", folder, every=2)
+    assert code == 0 and "the training goes on after step 3" in said
+    assert same(result, "ppo")
 
 
 # Told to end
@@ -173,13 +187,26 @@ def test_another_config_is_refused_by_the_keys_that_differ_and_other_log_lines_a
         train("noisy", resume, precision="fp32")
     with pytest.raises(ValueError, match=r"loader\.margin was .*module was"):
         train("reward", resume, steps=12)
+    with pytest.raises(ValueError, match=r"accumulate was 1 and is 2\. Train with that, or in another folder"):
+        train("noisy", resume, execution=Execution(accumulate=2))
     assert train("noisy", resume, log_every=3)["weights"] == uninterrupted("noisy")["weights"]
 
 
-def test_optimizations_and_loaders_are_part_of_the_config(tmp_path: Path) -> None:
+def test_optimizations_loaders_networks_and_options_are_part_of_the_config(tmp_path: Path) -> None:
     train("ppo", Resume(tmp_path, every_steps=1, say=lambda line: None), steps=2)
-    state = torch.load(next(tmp_path.glob("state-*.pt")), weights_only=True)
-    assert state["settings"]["optimization.learning_rate"] == 5e-3 and state["settings"]["loader.samples_per_iteration"] == 8
+    settings = torch.load(next(tmp_path.glob("state-*.pt")), weights_only=True)["settings"]
+    expected = {
+        "optimization.learning_rate": 5e-3,
+        "optimization.betas": [0.9, 0.95],
+        "loader.samples_per_iteration": 8,
+        "module.config.kl_coefficient": 0.01,
+        "module.guards.max_kl": None,
+        "module.critic_optimization.schedule": "constant",
+        "module.policy.config.dim": 16,
+        "module.prompts": "12 items",
+    }
+    assert {name: settings[name] for name in expected} == expected
+    assert settings_of(loader=PackedLoader(documents(), 4, seed=0))["loader.packed.tokens"] == f"int32 {list(documents().tokens.shape)}"
 
 
 # Damage
@@ -221,16 +248,30 @@ def test_a_state_whose_checkpoint_is_damaged_or_gone_is_not_taken(tmp_path: Path
     assert len(said) == 2 and all("is missing" in line for line in said)
 
 
-def test_a_full_disk_is_said_and_the_training_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(content: Any, file: Any) -> None:
-        raise OSError(28, "No space left on device")
+def test_a_full_disk_is_said_and_the_training_continues(tmp_path: Path) -> None:
+    """Full from step 3 to 6, the state of step 5 is lost; to 9, also the checkpoint of step 7, without which no later state is any good."""
+    folder = tmp_path / "short" / "states"
+    folder.parent.mkdir()
+    code, result, said = process("noisy", folder, every=5, fault=("full disk", 6))
+    assert code == 0 and same(result, "noisy") and states(folder) == [10]
+    assert said.count("\n") == 1 and said.startswith(f"the state of step 5 could not be saved in {folder} (") and "File too large" in said
+    assert same(process("noisy", folder, every=5)[1], "noisy")
+    folder = tmp_path / "long" / "states"
+    folder.parent.mkdir()
+    code, result, said = process("noisy", folder, every=5, fault=("full disk", 9))
+    assert code == 0 and same(result, "noisy") and states(folder) == []
+    assert said.splitlines()[1].startswith(f"the checkpoint of step 7 could not be saved in {folder} (")
+    assert same(process("noisy", folder, every=5)[1], "noisy")
 
-    said: list[str] = []
-    resume = Resume(tmp_path, every_steps=5, say=said.append)
-    monkeypatch.setattr("model.training.Saver.keep", lambda *arguments: None)
-    monkeypatch.setattr("torch.save", full)
-    assert same(train("noisy", resume), "noisy")
-    assert [line.startswith(f"the state of step {step} could not be saved") for line, step in zip(said, (5, 10), strict=True)] == [True, True]
+
+def test_a_failing_step_leaves_the_handlers_of_signals_as_they_were(tmp_path: Path) -> None:
+    def fail(step: int) -> None:
+        raise RuntimeError("the machine hiccuped")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.raises(RuntimeError, match="hiccuped"):
+        train("noisy", Resume(tmp_path), fail)
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_other_threads_than_before_are_mentioned(tmp_path: Path) -> None:
@@ -246,9 +287,9 @@ def test_other_threads_than_before_are_mentioned(tmp_path: Path) -> None:
 class Training(dg.Config):
     """A config as the trainings have."""
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("saving",)
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ExecutionConfig.NOT_IDENTITY
     seed: int = 0
-    saving: Saving = Saving()
+    execution: ExecutionConfig = ExecutionConfig()
 
 
 INTERRUPT: dict[int, BaseException | int] = {}
@@ -266,7 +307,7 @@ def train_in_run(run: Run, config: Training) -> None:
         if fault is not None:
             signal.raise_signal(fault)
 
-    result = train("noisy", run.resume(config.saving), during, seed=config.seed)
+    result = train("noisy", run.resume(config.execution), during, seed=config.seed, execution=run.execution(config.execution))
     run.write_json("model.json", result)
     run.rows("training_metrics", result["rows"])
 
@@ -284,8 +325,8 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
 
 
-def made(home: Home, **changes: Any) -> dg.ExecuteInProcessResult:
-    return home.make(trained, config={"sft/model": {"saving": {"steps": 3}, **changes}})
+def made(home: Home, execution: Mapping[str, Any] = MappingProxyType({}), **changes: Any) -> dg.ExecuteInProcessResult:
+    return home.make(trained, config={"sft/model": {"execution": {"save_every_steps": 3, **execution}, **changes}})
 
 
 def version_of_an_uninterrupted_run(tmp_path: Path) -> str:
@@ -320,8 +361,25 @@ def test_another_config_starts_anew_and_leaves_the_states_of_the_first_alone(hom
     made(home, seed=1)
     assert len(TRAINED) == STEPS["noisy"]
     TRAINED.clear()
-    made(home, saving={"minutes": 5.0})
+    made(home)
     assert len(TRAINED) == STEPS["noisy"] - 6
+
+
+def test_how_often_states_are_saved_and_how_activations_are_kept_are_no_part_of_the_identity(home: Home) -> None:
+    INTERRUPT[8] = RuntimeError("the machine hiccuped")
+    with pytest.raises(RuntimeError):
+        made(home)
+    TRAINED.clear()
+    made(home, {"save_every_steps": None, "save_every_minutes": 5.0, "activation_checkpointing": True})
+    assert len(TRAINED) == STEPS["noisy"] - 6
+    version = home.current("sft/model").data_version
+    TRAINED.clear()
+    made(home, {"save_every_steps": 1, "save_every_minutes": None})
+    assert TRAINED == []
+    home.make(trained, config={"sft/model": {"execution": {"save_every_steps": 1}}}, force=True)
+    assert (len(TRAINED), home.current("sft/model").data_version) == (STEPS["noisy"], version)
+    made(home, {"accumulate": 2})
+    assert len(home.store.everything()) == 2
 
 
 def test_a_forced_run_does_not_go_on_from_an_older_one(home: Home) -> None:
@@ -340,6 +398,6 @@ def test_a_retry_within_a_run_goes_on(home: Home) -> None:
         train_in_run(run, config)
 
     INTERRUPT[8] = RuntimeError("the machine hiccuped")
-    home.make(retried, config={"sft/model": {"saving": {"steps": 3}}}, force=True)
+    home.make(retried, config={"sft/model": {"execution": {"save_every_steps": 3}}}, force=True)
     assert len(TRAINED) == 8 + STEPS["noisy"] - 6
     assert home.current("sft/model").json("model.json")["weights"] == uninterrupted("noisy")["weights"]

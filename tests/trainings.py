@@ -4,17 +4,21 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch import LightningModule
 
 from model import resume as resuming
+from model import rollouts
 from model.causal_lm import CausalLM, PackedLoader
 from model.llama import Llama, LlamaConfig
 from model.packing import Packed, blocks
@@ -117,7 +121,7 @@ def weights(module: torch.nn.Module) -> str:
 
 # In other processes
 
-FAULTS = (
+FAULTS = (  # in a save
     "half a file",
     "before the flush",
     "before the check",
@@ -126,6 +130,7 @@ FAULTS = (
     "before the old goes",
     "after the old went",
 )
+PHASES = ("sampling", "scoring", "updating")  # of an iteration of PPO
 
 
 def kill() -> None:
@@ -167,6 +172,42 @@ def break_saving(fault: str, save: int) -> None:
     resuming.States.forget_old = point(fault if late else "before the old goes", "forget", after=late)  # type: ignore[method-assign]
 
 
+def break_ppo(phase: str, call: int) -> None:
+    """Kill this process in the middle of a phase of PPO, when it is entered for the `call`-th time; an iteration has two updates."""
+    calls = iter(range(1, 1000))
+
+    def broken(function: Callable[..., Any], *, when_done: bool) -> Callable[..., Any]:
+        def called(*arguments: Any, **named: Any) -> Any:
+            due = next(calls) == call
+            if due and not when_done:
+                kill()
+            result = function(*arguments, **named)
+            if due:
+                kill()
+            return result
+
+        return called
+
+    global scores
+    if phase == "sampling":
+        rollouts.generate = broken(rollouts.generate, when_done=True)  # type: ignore[attr-defined]
+    elif phase == "scoring":
+        scores = broken(scores, when_done=False)
+    else:
+        PPO.manual_backward = broken(PPO.manual_backward, when_done=True)  # type: ignore[method-assign]
+
+
+def fill_disk(until: int) -> Callable[[int], None]:
+    """Let no file grow beyond 8 KB from step 3 to the beginning of step `until`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def during(step: int) -> None:
+        if step in (3, until):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192 if step == 3 else hard, hard))
+
+    return during
+
+
 def _child(kind: str, folder: Path, every: int | None, fault: tuple[str, int] | None, output: Path) -> None:
     torch.set_num_threads(1)
     sys.stderr = (output.parent / "said").open("a")
@@ -174,6 +215,10 @@ def _child(kind: str, folder: Path, every: int | None, fault: tuple[str, int] | 
     during = None
     if fault is not None and fault[0] in FAULTS:
         break_saving(*fault)
+    elif fault is not None and fault[0] in PHASES:
+        break_ppo(*fault)
+    elif fault is not None and fault[0] == "full disk":
+        during = fill_disk(fault[1])
     elif fault is not None:
         number = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}[fault[0]]
         done = max((int(path.name.split("-")[1]) for path in folder.glob("state-*.pt")), default=0)
@@ -183,19 +228,57 @@ def _child(kind: str, folder: Path, every: int | None, fault: tuple[str, int] | 
                 os.kill(os.getpid(), number)
 
     result = train(kind, Resume(folder, every_steps=every, every_minutes=None), during)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
     output.write_text(json.dumps(result))
+
+
+def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Run a function of this module in another process, which has the imports of this module already."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["trainings"])
+    child = server.Process(target=function, args=arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server of Python 3.11 finds no module without it, and says nothing
+        child.start()
+    return child
 
 
 def process(kind: str, folder: Path, *, every: int | None, fault: tuple[str, int] | None = None) -> tuple[int, dict[str, Any] | None, str]:
     """Train in another process, which may be killed: its exit code, what it left, and what it said."""
     output = folder.parent / "result.json"
     (folder.parent / "said").unlink(missing_ok=True)
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["trainings"])
-    child = server.Process(target=_child, args=(kind, folder, every, fault, output))
-    child.start()
+    child = start(_child, kind, folder, every, fault, output)
     child.join()
     result = json.loads(output.read_text()) if output.exists() else None
     output.unlink(missing_ok=True)
     assert child.exitcode is not None
     return child.exitcode, result, (folder.parent / "said").read_text()
+
+
+def _rank(rank: int, folder: Path, batches: list[dict[str, Any]]) -> None:
+    """Gradients of one data-parallel rank, which reads one part of the batch."""
+    torch.set_num_threads(1)
+    address = f"file://{folder / 'address'}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=len(batches))
+
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = CausalLM(network(), Optimization(1e-2, 3, 6))
+
+        def forward(self, batch: dict[str, Any]) -> torch.Tensor:
+            return self.inner.training_step(batch, 0)["loss"]
+
+    loss = torch.nn.parallel.DistributedDataParallel(Loss())
+    loss(batches[rank]).backward()
+    torch.save([parameter.grad for parameter in loss.parameters()], folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def rank_gradients(folder: Path, batches: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
+    """The gradients that each of several ranks has after averaging, each having read one of the batches."""
+    ranks = [start(_rank, rank, folder, batches) for rank in range(len(batches))]
+    for process_ in ranks:
+        process_.join()
+        assert process_.exitcode == 0
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(batches))]
