@@ -33,7 +33,7 @@ def _clear(command: Callable[P, R]) -> Callable[P, R]:
         except TampuError as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
-            click.echo("interrupted: nothing half-made is kept, the next run starts this asset again", err=True)
+            click.echo("interrupted: the next run makes this asset again; a training goes on from its last saved state", err=True)
             raise SystemExit(130) from None
 
     return wrapped

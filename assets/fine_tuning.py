@@ -6,19 +6,32 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from assets.plots import losses
-from resources.recipe import Run
+from resources.recipe import Check, Run
 
 if TYPE_CHECKING:
     from assets.sft import FineTuningConfig
     from model.dialogue import Example
+    from model.llama import Llama
+    from model.packing import Packed
     from model.tokenizer import SentencePieceTokenizer
+
+COMPARED = 32  # held-out examples whose loss is measured packed and alone
+TOLERANCE = 1e-4  # relative: fp32 sums in another order
+
+MASK_CHECKS = [
+    Check("loss_on_answers_only", blocking=True, description="learned tokens are exactly answers and their EOS"),
+    Check("mask_not_all_ones", blocking=True, description="no packed example has its question learned too"),
+    Check("mask_not_all_zeros", blocking=True, description="every packed example has something to learn"),
+    Check("eos_learned", blocking=True, description="every packed example ends with EOS, and learns it"),
+    Check("packed_loss_equals_unpacked_loss", blocking=True, description="packed examples have the loss that they have alone"),
+]
 
 
 def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, held_out_check: str) -> None:
     """Train `pretraining/base_model` on `examples` and write the weights of the last and of the first epoch.
 
     `examples` has columns split, messages (JSON), learn ("answers" or "last", the part of a dialogue that is learned) and repeats
-    (copies an epoch). Reports the checks `loss_on_answers_only` and `held_out_check`.
+    (copies an epoch). Reports `MASK_CHECKS` and the check `held_out_check`.
     """
     from model.causal_lm import CausalLM, PackedLoader, mean_loss
     from model.dialogue import encode_dialogue
@@ -47,7 +60,9 @@ def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, h
     run.check("loss_on_answers_only", passed=wrong == 0, description=f"{wrong} rows whose learned tokens are not the answers with their EOS")
     held_out = pack(parts["validation"], config.context, seed=0)
     before, _ = mean_loss(network, held_out)
-    loader = PackedLoader(pack(parts["train"], config.context, seed=config.seed), config.batch, seed=config.seed)
+    train = pack(parts["train"], config.context, seed=config.seed)
+    check_masks(run, network, train, tokenizer.eos_id, parts["validation"][:COMPARED], config.context)
+    loader = PackedLoader(train, config.batch, seed=config.seed)
     steps = loader.steps(config.epochs)
     result = fit(
         CausalLM(network, Optimization(learning_rate=config.learning_rate, steps=steps, warmup_steps=int(config.warmup_share * steps))),
@@ -59,6 +74,8 @@ def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, h
         progress=run.label,
         checkpoints_at=[loader.steps(1)],
         on_checkpoint=lambda step: save_llama(network, run.directory, name="first_epoch"),
+        resume=run.resume(config.execution),
+        execution=run.execution(config.execution),
     )
     save_llama(network, run.directory)
     after, _ = mean_loss(network, held_out)
@@ -71,6 +88,24 @@ def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, h
     run.metric("steps", steps)
     run.check(held_out_check, passed=after < before, description=f"{before:.3f} before, {after:.3f} after (nats a token)")
     run.plot("loss", losses(result.rows))
+
+
+def check_masks(run: Run, network: "Llama", train: "Packed", eos_id: int, some: "list[Example]", context: int) -> None:
+    """Report what must hold for the rows as the network is trained on them, after packing, where a mask may have got lost."""
+    from model.causal_lm import packed_and_alone
+    from model.packing import mask_faults
+
+    faults = mask_faults(train, eos_id)
+    for name, count in (
+        ("mask_not_all_ones", faults.all_ones),
+        ("mask_not_all_zeros", faults.all_zeros),
+        ("eos_learned", faults.eos_not_learned),
+    ):
+        run.check(name, passed=count == 0, description=f"{count} of {faults.examples} examples break it", examples=count)
+    packed, alone = packed_and_alone(network, some, context)
+    passed = abs(packed - alone) <= TOLERANCE * max(1.0, alone)
+    description = f"{packed:.6f} packed, {alone:.6f} alone (nats a token, {len(some)} held-out examples)"
+    run.check("packed_loss_equals_unpacked_loss", passed=passed, description=description, packed=packed, alone=alone)
 
 
 def learned_answers(tokenizer: "SentencePieceTokenizer", example: "Example") -> list[str]:

@@ -11,7 +11,7 @@ import model  # noqa: F401  keeps the top-level package importable from inside a
 from assets.corpus.mixing import mix
 from assets.plots import losses
 from resources.profiles import active
-from resources.recipe import Check, Run, artifact
+from resources.recipe import Check, ExecutionConfig, Run, artifact
 
 
 class TokensConfig(dg.Config):
@@ -60,7 +60,7 @@ def tokens(run: Run, config: TokensConfig) -> None:
 class BaseModelConfig(dg.Config):
     """Paper values where the paper gives them (section 2.2); sizes and learning rate by profile."""
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every",)
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every", *ExecutionConfig.NOT_IDENTITY)
     dim: int = Field(active().dim, ge=8, description="width of the residual stream")
     layers: int = Field(active().layers, ge=1, description="transformer blocks")
     heads: int = Field(active().heads, ge=1, description="query heads")
@@ -75,6 +75,7 @@ class BaseModelConfig(dg.Config):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
     seed: int = Field(active().seed, ge=0, description="weights and order of the data")
     log_every: int = Field(50, ge=1, description="steps between lines of the training log")
+    execution: ExecutionConfig = Field(ExecutionConfig(), description="how the training is run")
 
 
 @artifact(
@@ -126,6 +127,8 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
         progress=run.label,
         validate=lambda: {"validation_bits_per_byte": bits_per_byte(network, held_out["validation"], sizes["validation"])},
         validate_every=config.validate_every,
+        resume=run.resume(config.execution),
+        execution=run.execution(config.execution),
     )
     save_llama(network, run.directory)
     run.rows("training_metrics", result.rows)

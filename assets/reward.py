@@ -12,13 +12,13 @@ import model  # noqa: F401  keeps the top-level package importable from inside a
 from assets.plots import losses
 from resources.errors import TampuError
 from resources.profiles import active
-from resources.recipe import Check, Run, artifact
+from resources.recipe import Check, ExecutionConfig, Run, artifact
 
 
 class RewardConfig(dg.Config):
     """The paper's settings (section 3.2.2): one epoch, cosine to a tenth, warm-up 3 % and at least 5 steps; sizes by profile."""
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every",)
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every", *ExecutionConfig.NOT_IDENTITY)
     margin: Literal["none", "small", "large"] = Field("small", description="margin by rating; the paper tried all three")
     batch: int = Field(active().reward_batch, ge=1, description="pairs a step")
     learning_rate: float = Field(active().reward_learning_rate, gt=0, description="peak of the cosine schedule")
@@ -29,6 +29,7 @@ class RewardConfig(dg.Config):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
     seed: int = Field(active().seed, ge=0, description="order and choice of pairs")
     log_every: int = Field(10, ge=1, description="steps between lines of the training log")
+    execution: ExecutionConfig = Field(ExecutionConfig(), description="how the training is run")
 
 
 class SafetyRewardConfig(RewardConfig):
@@ -86,7 +87,17 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
     loader = ComparisonLoader(pairs, config.batch, seed=config.seed, margin=config.margin, labelled=points)
     steps = loader.steps(config.epochs)
     training = RewardTraining(reward, reward_optimization(config.learning_rate, steps), safety_weight=config.auxiliary_weight)
-    result = fit(training, loader, steps=steps, seed=config.seed, precision=config.precision, log_every=config.log_every, progress=run.label)
+    result = fit(
+        training,
+        loader,
+        steps=steps,
+        seed=config.seed,
+        precision=config.precision,
+        log_every=config.log_every,
+        progress=run.label,
+        resume=run.resume(config.execution),
+        execution=run.execution(config.execution),
+    )
     save_reward(reward, run.directory)
 
     held_out = comparisons.filter((pl.col("part") == "held_out") & (pl.col("is_safety") == safety))

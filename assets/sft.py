@@ -9,12 +9,13 @@ import polars as pl
 from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
+from assets.fine_tuning import MASK_CHECKS, fine_tune
 from resources.profiles import active
 from resources.prompts.instructions import demonstration
 from resources.prompts.pool import PoolSizes, template_prompts
 from resources.prompts.prompt import Prompt
 from resources.prompts.safety import borderline_demonstration, safe_demonstration
-from resources.recipe import Check, Run, artifact
+from resources.recipe import Check, ExecutionConfig, Run, artifact
 
 DEMONSTRATIONS = {"task": demonstration, "unsafe": safe_demonstration, "borderline": borderline_demonstration}
 
@@ -106,7 +107,7 @@ def data(run: Run, config: SftDataConfig) -> None:
 class FineTuningConfig(dg.Config):
     """The paper's fine-tuning (section 3.1): two epochs, cosine schedule, loss on answers; batch and rate by profile."""
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every",)
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every", *ExecutionConfig.NOT_IDENTITY)
     epochs: int = Field(2, ge=1, description="passes over the data")
     repeats: int = Field(active().sft_repeats, ge=1, description="copies of each template-made row an epoch; conversations are never repeated")
     context: int = Field(active().context, ge=32, description="tokens a packed sequence")
@@ -116,6 +117,7 @@ class FineTuningConfig(dg.Config):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
     seed: int = Field(active().seed, ge=0, description="order of the data")
     log_every: int = Field(20, ge=1, description="steps between lines of the training log")
+    execution: ExecutionConfig = Field(ExecutionConfig(), description="how the training is run")
 
 
 @artifact(
@@ -125,14 +127,12 @@ class FineTuningConfig(dg.Config):
     owners=["team:alignment"],
     pool="trainer",
     checks=[
-        Check("loss_on_answers_only", blocking=True, description="learned tokens are exactly answers and their EOS"),
+        *MASK_CHECKS,
         Check("fell", blocking=False, description="the loss on held-out answers is below the base model's"),
     ],
 )
 def model_(run: Run, config: FineTuningConfig) -> None:
     """The base model fine-tuned on the demonstrations; keeps the weights after the first epoch as a second variant to compare."""
-    from assets.fine_tuning import fine_tune
-
     repeats = pl.when(pl.col("family") == "chat").then(1).otherwise(config.repeats)
     examples = run.parent("sft/data").frame("examples.parquet").with_columns(learn=pl.lit("answers"), repeats=repeats)
     fine_tune(run, config, examples, held_out_check="fell")

@@ -20,12 +20,20 @@ from time import perf_counter
 import torch
 
 from bench.decoding import decode
+from bench.resume import save_ppo, save_pretraining
 from bench.scoring import score_pairs
 from bench.training import train
 from model.memory import keep_freed_memory
 
 RUNS = 5
-BENCHMARKS: dict[str, Callable[[], tuple[Callable[[], int], str]]] = {"training": train, "decode": decode, "score": score_pairs}
+# What to do, in what unit, and, where that is no rate, the figure that a rate comes to.
+BENCHMARKS: dict[str, Callable[[], tuple[Callable[[], int], str] | tuple[Callable[[], int], str, Callable[[float], float]]]] = {
+    "training": train,
+    "decode": decode,
+    "score": score_pairs,
+    "save_pretraining": save_pretraining,
+    "save_ppo": save_ppo,
+}
 
 
 def measure(work: Callable[[], int]) -> list[float]:
@@ -55,17 +63,18 @@ def main() -> None:
     machine = {"date": date.today().isoformat(), "device": device, "python": platform.python_version(), "torch": version("torch")}
     results = []
     for name in chosen.names or BENCHMARKS:
-        work, unit = BENCHMARKS[name]()
-        rates = measure(work)
+        work, unit, *figure = BENCHMARKS[name]()
+        figures = [figure[0](rate) if figure else rate for rate in measure(work)]
         results.append(
-            {"benchmark": name, "unit": unit, "median": statistics.median(rates), "least": min(rates), "most": max(rates), "runs": RUNS}
+            {"benchmark": name, "unit": unit, "median": statistics.median(figures), "least": min(figures), "most": max(figures), "runs": RUNS}
         )
     if chosen.json:
         print(json.dumps({"machine": machine, "results": results}, indent=2))
         return
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for row in results:
-        print(f"{row['benchmark']:<10} {row['median']:>12,.0f} {row['unit']}  ({row['least']:,.0f} to {row['most']:,.0f}, {row['runs']} runs)")
+        median, least, most = (f"{row[name]:,.0f}" if row["median"] >= 10 else f"{row[name]:.2g}" for name in ("median", "least", "most"))
+        print(f"{row['benchmark']:<16} {median:>12} {row['unit']}  ({least} to {most}, {row['runs']} runs)")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -273,11 +274,14 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Embedding, layers and last norm: what the language model and the reward model share."""
+    """Embedding, layers and last norm: what the language model and the reward model share.
+
+    With `activation_checkpointing` a layer keeps its input alone for the backward pass and is computed again there: the same bits.
+    """
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.activation_checkpointing = config, False
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -294,7 +298,10 @@ class Trunk(nn.Module):
         view = self._view(tokens_bt, positions_bt, segments_bt, cache, branches_bt)
         x_btd = self.embedding(tokens_bt)
         for layer in self.layers:
-            x_btd = layer(x_btd, view)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_btd = checkpoint(layer, x_btd, view, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_btd = layer(x_btd, view)
         return self.norm(x_btd)
 
     def _view(

@@ -30,6 +30,36 @@ class Packed:
         return int((self.learn[:, 1:] & (self.segments[:, 1:] == self.segments[:, :-1]) & (self.segments[:, 1:] > 0)).sum())
 
 
+@dataclass(frozen=True)
+class MaskFaults:
+    """How many examples of packed rows break an invariant that a mask over answers keeps.
+
+    `all_ones`: everything after the first token is learned, the question too. `all_zeros`: nothing is. `eos_not_learned`: the last token
+    is not EOS, or not learned, so that a model could not learn to stop.
+    """
+
+    examples: int
+    all_ones: int
+    all_zeros: int
+    eos_not_learned: int
+
+
+def mask_faults(packed: Packed, eos_id: int) -> MaskFaults:
+    """Count the examples of rows made by `pack` that break an invariant."""
+    width = int(packed.segments.max(initial=0)) + 1
+    rows, columns = np.nonzero(packed.segments)
+    segments = rows * width + packed.segments[rows, columns]
+    first = np.concatenate(([True], segments[1:] != segments[:-1])) if len(segments) else np.zeros(0, bool)
+    last = np.roll(first, -1)
+    learn = packed.learn[rows, columns]
+    index = np.cumsum(first) - 1
+    count = int(first.sum())
+    learned = np.bincount(index[learn & ~first], minlength=count)
+    length = np.bincount(index[~first], minlength=count)
+    stops = learn[last] & (packed.tokens[rows, columns][last] == eos_id)
+    return MaskFaults(count, int((learned == length).sum()), int((learned == 0).sum()), int((~stops).sum()))
+
+
 def pack(examples: Sequence[Example], context: int, *, seed: int) -> Packed:
     """Rows of `context` tokens that hold whole examples, none of which sees another.
 

@@ -101,6 +101,8 @@ class PPO(LightningModule):
     a guard stopped (`stopped` says why), the policy has the weights of its best validation (`best_step`).
     """
 
+    PROGRESS = ("iteration", "stopped", "best_step", "best", "best_weights", "stale")  # what changes beside the weights
+
     def __init__(
         self,
         policy: Llama,
@@ -246,7 +248,7 @@ class PPO(LightningModule):
             raise ValueError("this PPO module was built without a validate function")
         metrics = self.held_out(self.policy)
         if self.best is None or metrics["selection"] > self.best:
-            self.best, self.best_step, self.stale = metrics["selection"], self.iteration, 0
+            self.best, self.best_step, self.stale = float(metrics["selection"]), self.iteration, 0
             self.best_weights = {key: value.detach().cpu().clone() for key, value in self.policy.state_dict().items()}
         else:
             self.stale += 1
@@ -254,6 +256,13 @@ class PPO(LightningModule):
                 self.stopped = f"no better selection value in {self.stale} validations"
                 self.trainer.should_stop = True
         return metrics
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ppo"] = {name: getattr(self, name) for name in self.PROGRESS}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in self.PROGRESS:
+            setattr(self, name, checkpoint["ppo"][name])
 
     def on_train_end(self) -> None:
         if self.best_weights is not None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from model.branching import share_prefixes
+from model.flops import flops_per_token
 from model.losses import MARGINS, RATINGS, ranking_loss, safety_loss
 from model.reward import RewardModel
+from model.shuffling import Shuffled
 from model.training import Optimization
 
 
@@ -76,20 +78,35 @@ class ComparisonLoader:
         return math.ceil(epochs * len(self.comparisons) / self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        pairs = _shuffled(len(self.comparisons), np.random.default_rng([self.seed, 0]))
-        singles = _shuffled(len(self.labelled), np.random.default_rng([self.seed, 1]))
+        return self.batches()
+
+    def batches(self, start: int = 0, parts: int = 1) -> Iterator[dict[str, Any]]:
+        """The stream from batch number `start` on; the batches before it are not built.
+
+        With `parts` each batch comes as so many, with the numbers of all pairs and labels in them, and `parts`. Raises ValueError for
+        more parts than pairs.
+        """
+        if parts > self.batch_size:
+            raise ValueError(f"a batch of {self.batch_size} pairs can not be read in {parts} parts; make it larger or accumulate less")
         share = len(self.labelled) * self.batch_size / len(self.comparisons)
-        step = 0
-        while True:
-            comparisons = [self.comparisons[next(pairs)] for _ in range(self.batch_size)]
+        pairs = Shuffled(len(self.comparisons), [self.seed, 0], skip=start * self.batch_size)
+        singles = Shuffled(len(self.labelled), [self.seed, 1], skip=math.floor(start * share))
+        for step in itertools.count(start):
             count = math.floor((step + 1) * share) - math.floor(step * share)
-            yield collate(comparisons, [self.labelled[next(singles)] for _ in range(count)], self.margin, self.group_tokens)
-            step += 1
+            comparisons = [self.comparisons[i] for i in pairs.take(self.batch_size)]
+            labelled = [self.labelled[i] for i in singles.take(count)]
+            if parts == 1:
+                yield collate(comparisons, labelled, self.margin, self.group_tokens)
+                continue
+            labels = [label for c in comparisons for label in (c.chosen_unsafe, c.rejected_unsafe)] + [single.unsafe for single in labelled]
+            whole = {"pairs_in_batch": len(comparisons), "labels_in_batch": sum(label is not None for label in labels), "parts": parts}
+            for part in range(parts):
+                some, more = (items[part * len(items) // parts : (part + 1) * len(items) // parts] for items in (comparisons, labelled))
+                yield {**collate(some, more, self.margin, self.group_tokens), **whole}
 
-
-def _shuffled(count: int, random: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from random.permutation(count).tolist()
+    def rows(self, batch: int) -> list[int]:
+        """Numbers of the comparisons in that batch."""
+        return Shuffled(len(self.comparisons), [self.seed, 0], skip=batch * self.batch_size).take(self.batch_size).tolist()
 
 
 def collate(comparisons: Sequence[Comparison], labelled: Sequence[Labelled], margin: str, group_tokens: int) -> dict[str, Any]:
@@ -119,16 +136,26 @@ class RewardTraining(LightningModule):
         self.model, self.optimization, self.safety_weight = model, optimization, safety_weight
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """`batch` as made by `collate`."""
+        """`batch` as made by `collate`, or by the loader as a part of a batch: then each loss counts by its share of pairs or labels."""
         scores_r = self.scores(batch)
-        chosen_b, rejected_b = scores_r[: 2 * len(batch["margins"])].view(-1, 2).unbind(1)
-        loss = ranking_loss(chosen_b, rejected_b, batch["margins"])
-        metrics = {"ranking_loss": loss.detach(), "accuracy": (chosen_b > rejected_b).float().mean()}
-        if self.safety_weight and batch["has_label"].any():
-            auxiliary = safety_loss(scores_r[batch["has_label"]], batch["unsafe"][batch["has_label"]])
+        labelled_r, parts = batch["has_label"], batch.get("parts", 1)
+        pairs, labels = len(batch["margins"]), int(labelled_r.sum())
+        pairs_weight = parts * pairs / batch.get("pairs_in_batch", pairs)
+        chosen_b, rejected_b = scores_r[: 2 * pairs].view(-1, 2).unbind(1)
+        loss = ranking_loss(chosen_b, rejected_b, batch["margins"]) * pairs_weight
+        metrics = {"ranking_loss": loss.detach(), "accuracy": (chosen_b > rejected_b).float().mean() * pairs_weight}
+        if self.safety_weight and (labels_in_batch := batch.get("labels_in_batch", labels)):
+            auxiliary = loss.new_zeros(())
+            if labels:
+                auxiliary = safety_loss(scores_r[labelled_r], batch["unsafe"][labelled_r]) * (parts * labels / labels_in_batch)
             metrics["safety_loss"] = auxiliary.detach()
             loss = loss + self.safety_weight * auxiliary
-        return {"loss": loss, "tokens": sum(group.token_count for group in batch["groups"]), "metrics": metrics}
+        tokens = [group.token_count for group in batch["groups"]]
+        flops = [
+            count * flops_per_token(self.model.config, group.tokens.shape[1], "scalar")
+            for count, group in zip(tokens, batch["groups"], strict=True)
+        ]
+        return {"loss": loss, "tokens": sum(tokens), "metrics": metrics, "flops": sum(flops)}
 
     def scores(self, batch: dict[str, Any]) -> Tensor:
         """fp32 scores [n] of a batch's sequences in their order."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from model.generation import Completion, SamplingParameters, generate
 from model.llama import Llama, LlamaConfig, Trunk
 from model.precision import Precision
 from model.reward import RewardModel, pad
+from model.shuffling import Shuffled
 
 GROUP_TOKENS = 4096  # padded tokens that are read together
 
@@ -39,13 +39,17 @@ class PromptLoader:
         self.count, self.samples_per_iteration, self.seed = len(prompts), samples_per_iteration, seed
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        random = np.random.default_rng(self.seed)
-        order = np.empty(0, dtype=np.int64)
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The stream from batch number `start` on."""
+        order = Shuffled(self.count, self.seed, skip=start * self.samples_per_iteration)
         while True:
-            while len(order) < self.samples_per_iteration:
-                order = np.concatenate((order, random.permutation(self.count)))
-            yield {"prompts": torch.from_numpy(order[: self.samples_per_iteration])}
-            order = order[self.samples_per_iteration :]
+            yield {"prompts": torch.from_numpy(order.take(self.samples_per_iteration))}
+
+    def rows(self, batch: int) -> list[int]:
+        """Numbers of the prompts in that batch."""
+        return Shuffled(self.count, self.seed, skip=batch * self.samples_per_iteration).take(self.samples_per_iteration).tolist()
 
 
 class Critic(nn.Module):

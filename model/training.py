@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import signal
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from model.execution import Execution, prepared, tensorboard_logger
+from model.flops import peak_flops
 from model.precision import TRAINER_PRECISION, Precision
+from model.progress import Progress, Speed
+from model.resume import Resume, Saver, settings_of
+
+WAY_OUT = "lower the learning rate or look at the batch"
+NAMED = 16  # examples of a batch that an error names
 
 
 @dataclass(frozen=True)
@@ -81,17 +87,39 @@ class Optimization:
 
 @dataclass
 class FitResult:
-    """What a run leaves beside the weights. `rows` (step, tokens, metric, value) depend on the inputs only; `seconds` do not."""
+    """What a run leaves beside the weights. `rows` (step, tokens, metric, value) depend on the inputs only; `seconds` do not.
+
+    `flops` are the model FLOPs of all steps (`model.flops`), 0 where the module does not tell them.
+    """
 
     rows: list[dict] = field(default_factory=list)
     steps: int = 0
     tokens: int = 0
+    flops: float = 0.0
     seconds: float = 0.0
+
+
+class Loader(Protocol):
+    """A stream of batches that can begin at any of them; any iterable will do where going on may build the batches before."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def batches(self, start: int = 0, parts: int = 1) -> Iterator[dict[str, Any]]:
+        """The stream from batch number `start` on, each batch in so many parts, one after the other.
+
+        A part tells the module what it is a part of: the values that `training_step` returns for the parts have the whole batch's as
+        their mean. A loader whose batches are not read in parts has no `parts`.
+        """
+        ...
+
+    def rows(self, batch: int) -> list[int]:
+        """Numbers of the examples in that batch, for messages."""
+        ...
 
 
 def fit(
     module: LightningModule,
-    loader: Iterable[dict[str, Any]],
+    loader: Loader | Iterable[dict[str, Any]],
     *,
     steps: int,
     seed: int,
@@ -104,16 +132,25 @@ def fit(
     validate_first: bool = False,
     checkpoints_at: Sequence[int] = (),
     on_checkpoint: Callable[[int], None] | None = None,
+    resume: Resume | None = None,
+    execution: Execution | None = None,
 ) -> FitResult:
     """Train `module` in place on the first `steps` batches of the loader, on the GPU if there is one.
 
-    The module has an `optimization`, and its `training_step` returns `loss` (none if it optimizes by hand), `tokens` (int) and
-    `metrics` (name to number); it may set `trainer.should_stop`. Rows hold the means of loss, gradient norm and metrics over the last
-    `log_every` steps, and what `validate()` returns, called every `validate_every` steps, at the end, and (`validate_first`) before the
-    first. `on_checkpoint(step)` is called after the steps in `checkpoints_at`. `progress` names the run in a progress bar, or in plain
-    lines where stderr is no terminal. Nothing is written to disk.
+    The module has an `optimization`, and its `training_step` returns `loss` (none if it optimizes by hand), `tokens` (int), `metrics`
+    (name to number) and, if it knows them, `flops`; it may set `trainer.should_stop`. Rows hold the means of loss, gradient norm and
+    metrics over the last `log_every` steps, and what `validate()` returns, called every `validate_every` steps, at the end, and
+    (`validate_first`) before the first. `on_checkpoint(step)` is called after the steps in `checkpoints_at`. `progress` names the run in a
+    progress bar, or in plain lines where stderr is no terminal, with tokens a second and MFU. Nothing is written to disk without `resume`
+    or `execution.tensorboard`.
 
-    Raises ValueError for a loss or gradient that is not finite, before the update, and for a loader with too few batches.
+    With `resume` the run saves its state now and then and goes on from the newest one that it finds, to the weights and rows of a run that
+    was never cut off: the hooks of checkpoints that lie behind are called again first, with the weights of their step. SIGTERM, or Ctrl-C,
+    saves and then takes its way after the current step; a second one takes it at once. `log_every` may change in between, and what of
+    `execution` leaves the bits alone, nothing else.
+
+    Raises ValueError, naming step and batch, for a loss or gradient that is not finite, before the update; for a loader with too few
+    batches; and, naming what differs, for a saved state of another training.
     """
     if precision not in TRAINER_PRECISION:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(TRAINER_PRECISION)}")
@@ -121,48 +158,82 @@ def fit(
         raise ValueError(f"steps is {steps}; it must be at least 1")
     if precision != "fp32" and not module.automatic_optimization:
         raise ValueError(f"{type(module).__name__} optimizes by hand and sets its own precision; call fit with precision='fp32'")
-    run = _Run(steps, log_every, progress, validate, validate_every, validate_first, checkpoints_at, on_checkpoint)
-    with _quiet(), _threads(threads), torch.random.fork_rng():
+    execution = execution or Execution()
+    if not module.automatic_optimization and (execution.accumulate > 1 or execution.compile):
+        raise ValueError(f"{type(module).__name__} optimizes by hand; call fit without accumulate and compile")
+    if execution.accumulate > 1 and not hasattr(loader, "batches"):
+        raise ValueError(f"a {type(loader).__name__} can not give its batches in parts; call fit without accumulate")
+    run = _Run(loader, execution.accumulate, steps, log_every, validate, validate_every, validate_first, checkpoints_at, on_checkpoint)
+    run.name, run.precision = progress, precision
+    result = run.result
+    with _quiet(), _threads(threads), prepared(module, execution), torch.random.fork_rng():
+        if resume is not None:
+            settings = settings_of(
+                module=module,
+                optimization=cast(Optimization, module.optimization),
+                loader=loader,
+                steps=steps,
+                seed=seed,
+                precision=precision,
+                validate_every=validate_every,
+                validate_first=validate_first,
+                checkpoints_at=sorted(checkpoints_at),
+                accumulate=execution.accumulate,
+                compile=execution.compile,
+            )
+            run.saver = Saver(resume, settings, run)
+            run.saver.restore(module, on_checkpoint)
+            if result.steps == steps or run.saver.ended:
+                module.on_train_end()  # Lightning leaves an empty run out, with its hooks
+                return result
         torch.manual_seed(seed)
         trainer = Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
             devices=1,
             precision=TRAINER_PRECISION[precision],
             max_epochs=1,
-            limit_train_batches=steps,
-            callbacks=[run],
-            logger=False,
+            limit_train_batches=(steps - result.steps) * execution.accumulate,
+            accumulate_grad_batches=execution.accumulate,
+            callbacks=[run, run.saver] if run.saver else [run],
+            logger=tensorboard_logger(execution.tensorboard, result.steps) if execution.tensorboard else False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
         handler = signal.getsignal(signal.SIGINT)
-        began = time.perf_counter()
         try:
-            trainer.fit(module, train_dataloaders=_Batches(loader))
+            trainer.fit(module, train_dataloaders=_Batches(loader, result.steps, execution.accumulate))
         except SystemExit:
             if isinstance(run.exception, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit and ignores further ones
                 raise KeyboardInterrupt from None
             raise
         finally:
             run.close()
+            if run.saver:
+                run.saver.release()
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)
-    if run.result.steps < steps and not trainer.should_stop:
-        raise ValueError(f"the loader ended after {run.result.steps} batches; {steps} steps were asked for")
-    run.result.seconds = time.perf_counter() - began
-    return run.result
+    if run.saver:
+        run.saver.deliver()
+    if result.steps < steps and not trainer.should_stop:
+        raise ValueError(f"the loader ended after {result.steps} batches; {steps} steps were asked for")
+    result.seconds = run.seconds()
+    return result
 
 
 @dataclass(frozen=True)
 class _Batches:
-    """The loader as one loader: Lightning would take a list for a list of loaders."""
+    """The loader from a batch on, as one loader: Lightning would take a list for a list of loaders."""
 
-    loader: Iterable[dict[str, Any]]
+    loader: Loader | Iterable[dict[str, Any]]
+    start: int
+    parts: int
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.loader)
+        if not hasattr(self.loader, "batches"):
+            return itertools.islice(self.loader, self.start, None)
+        return self.loader.batches(self.start) if self.parts == 1 else self.loader.batches(self.start, self.parts)
 
 
 class _Run(Callback):
@@ -170,57 +241,90 @@ class _Run(Callback):
 
     def __init__(
         self,
+        loader: Loader | Iterable[dict[str, Any]],
+        parts: int,
         steps: int,
         log_every: int,
-        progress: str | None,
         validate: Callable[[], dict[str, float]] | None,
         validate_every: int | None,
         validate_first: bool,
         checkpoints_at: Sequence[int],
         on_checkpoint: Callable[[int], None] | None,
     ) -> None:
-        self.steps, self.log_every = steps, log_every
+        self.loader, self.parts, self.steps, self.log_every = loader, parts, steps, log_every
         self.validate, self.validate_every, self.validate_first = validate, validate_every, validate_first
         self.checkpoints_at, self.on_checkpoint = frozenset(checkpoints_at), on_checkpoint
         self.result = FitResult()
         self.window: dict[str, list[float]] = {}
         self.exception: BaseException | None = None
-        self.progress = _Progress(progress, steps) if progress else None
+        self.saver: Saver | None = None
+        self.waiting: list[dict[str, Any]] = []  # what the parts of the present batch gave
+        self.name: str | None = None
+        self.precision: Precision = "fp32"
+        self.progress: Progress | None = None
+        self.speed: Speed | None = None
+        self.trainer: Trainer | None = None
+        self.began = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Time of the run so far, that of processes before this one included."""
+        return self.result.seconds + time.perf_counter() - self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self.result), "seconds": self.seconds(), "window": self.window}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.window = state_dict.pop("window")
+        vars(self.result).update(state_dict)
+        self.began = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.validate is not None and self.validate_first:
+        self.trainer = trainer
+        if self.validate is not None and self.validate_first and not self.result.steps:
             with torch.no_grad():
                 self._rows(self.validate())
+        self.speed = Speed(self.result, lambda: peak_flops(module.device, self.precision))
+        if self.name:
+            self.progress = Progress(self.name, self.steps, self.speed)
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss at step {self.result.steps + 1} is {loss.item()}; lower the learning rate or look at the batch")
+            raise ValueError(f"the loss at step {self.result.steps + 1} is {loss.item()}, on {self._batch()}; {WAY_OUT}")
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(parameters, cast(Optimization, module.optimization).clip))
         if not math.isfinite(norm):
-            raise ValueError(f"the gradient norm at step {self.result.steps + 1} is {norm}; lower the learning rate or look at the batch")
+            raise ValueError(f"the gradient norm at step {self.result.steps + 1} is {norm}, on {self._batch()}; {WAY_OUT}")
         name = optimizer.param_groups[0]["name"]
         self._note(f"{name}_gradient_norm".lstrip("_"), norm)
         self._note(f"{name}_learning_rate".lstrip("_"), optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         result = self.result
-        result.steps = batch_idx + 1
-        result.tokens += int(outputs["tokens"])
+        self.waiting.append(outputs)
+        if len(self.waiting) < self.parts:
+            return
+        parts, self.waiting = self.waiting, []
+        result.steps += 1
+        result.tokens += sum(int(part["tokens"]) for part in parts)
+        result.flops += sum(float(part.get("flops", 0.0)) for part in parts)
         if "loss" in outputs:
-            self._note("train_loss", float(outputs["loss"]))
-        for name, value in outputs["metrics"].items():
-            self._note(name, float(value))
+            self._note("train_loss", sum(float(part["loss"]) for part in parts))  # Lightning has divided them by their number
+        for name in outputs["metrics"]:
+            self._note(name, sum(float(part["metrics"][name]) for part in parts) / len(parts))
         due = self.validate_every and result.steps % self.validate_every == 0
         if self.validate is not None and (due or result.steps == self.steps or trainer.should_stop):
             with torch.no_grad():
                 self._rows(self.validate())
         if result.steps % self.log_every == 0 or result.steps == self.steps or trainer.should_stop:
             self._rows({name: sum(values) / len(values) for name, values in self.window.items()})
+            if trainer.logger is not None and self.speed is not None:
+                trainer.logger.log_metrics(self.speed.rates(), result.steps)
             self.window = {}
         if self.on_checkpoint is not None and result.steps in self.checkpoints_at:
+            if self.saver:
+                self.saver.keep(module, result.steps)
             self.on_checkpoint(result.steps)
         if self.progress:
             self.progress.update(result)
@@ -238,30 +342,17 @@ class _Run(Callback):
     def _rows(self, metrics: dict[str, float]) -> None:
         step, tokens = self.result.steps, self.result.tokens
         self.result.rows += [{"step": step, "tokens": tokens, "metric": name, "value": float(value)} for name, value in metrics.items()]
+        if self.trainer is not None and self.trainer.logger is not None:
+            self.trainer.logger.log_metrics(metrics, step)
 
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line about every tenth of the steps."""
-
-    def __init__(self, name: str, steps: int) -> None:
-        self.name, self.steps, self.began = name, steps, time.perf_counter()
-        self.bar = tqdm(total=steps, desc=name, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
-
-    def update(self, result: FitResult) -> None:
-        latest = {row["metric"]: row["value"] for row in result.rows[-20:]}
-        loss = f"loss {latest['train_loss']:.3f}" if "train_loss" in latest else ""
-        if self.bar is not None:
-            self.bar.update(1)
-            self.bar.set_postfix_str(loss)
-        elif result.steps * 10 // self.steps > (result.steps - 1) * 10 // self.steps:
-            seconds = time.perf_counter() - self.began
-            rate = f"{result.tokens / seconds:,.0f} tokens/s"
-            line = ", ".join(part for part in (f"step {result.steps}/{self.steps}", loss, rate, f"{seconds:.0f} s") if part)
-            print(f"{self.name}: {line}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    def _batch(self) -> str:
+        """The present batch by its number, with its examples and its part where they are known."""
+        number = self.result.steps
+        named = f"batch {number}" + (f", part {len(self.waiting) + 1} of {self.parts}" if self.parts > 1 else "")
+        if not hasattr(self.loader, "rows"):
+            return named
+        rows = self.loader.rows(number)
+        return f"{named} (examples {', '.join(map(str, rows[:NAMED]))}{f', … {len(rows)} in all' if len(rows) > NAMED else ''})"
 
 
 @contextmanager

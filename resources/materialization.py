@@ -71,9 +71,12 @@ def materialize(declared: Declaration, context: dg.AssetExecutionContext, config
         said: list[str] = []
         if not environment.forced(dict(context.run.tags)):
             found, said = store.find(declared.asset, plan.identity, plan.partition, plan.profile)
+        elif context.retry_number == 0:
+            store.forget_states(declared.asset, plan.identity)
         for line in said:
             context.log.warning(line)
         made, differing = (found, []) if found else _make(plan, context, config)
+        store.forget_states(declared.asset, plan.identity)
         release_freed_memory()
         for line in differing:
             context.log.warning(line)
@@ -179,6 +182,7 @@ def _make(plan: _Plan, context: dg.AssetExecutionContext, config: Any) -> tuple[
         checks=declared.checks,
         files=plan.files,
         resources=context.resources,
+        states=store.states(declared.asset, plan.identity),
         home=store.root,
         say=context.log.info,
     )

@@ -24,9 +24,9 @@ from resources.errors import TampuError
 from resources.manifests import Artifact
 from resources.materialization import materialize
 from resources.rounds import BATCH_ASSET, BATCHES, ROUNDS
-from resources.run import Check, Request, Run
+from resources.run import Check, ExecutionConfig, Request, Run
 
-__all__ = ["DECLARED", "Artifact", "Check", "Declaration", "Request", "Run", "artifact"]
+__all__ = ["DECLARED", "Artifact", "Check", "Declaration", "ExecutionConfig", "Request", "Run", "artifact"]
 
 
 def artifact(

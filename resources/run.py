@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from resources.disk import parquet_bytes, pretty_json
 from resources.environment import carbon as carbon_of
@@ -16,6 +18,10 @@ from resources.errors import TampuError
 from resources.manifests import MANIFEST, Artifact
 from resources.rounds import Round
 from resources.tables import rows_of
+
+if TYPE_CHECKING:
+    from model.execution import Execution
+    from model.resume import Resume
 
 RESERVED = frozenset(
     (
@@ -43,6 +49,20 @@ class Check:
     name: str
     blocking: bool = False
     description: str = ""
+
+
+class ExecutionConfig(dg.Config):
+    """How a training is run: the fields in `NOT_IDENTITY` leave every bit of the result alone, the others round in other places."""
+
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = tuple(
+        f"execution.{name}" for name in ("save_every_steps", "save_every_minutes", "activation_checkpointing", "tensorboard")
+    )
+    save_every_steps: int | None = Field(None, ge=1, description="steps between two saves of the state that a training can go on from")
+    save_every_minutes: float | None = Field(1.0, gt=0, description="minutes between two such saves; with both, whichever comes first")
+    activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory, a third more time")
+    tensorboard: bool = Field(False, description="write TensorBoard's event files below $TAMPU_HOME/tensorboard (needs the extra tensorboard)")
+    accumulate: int = Field(1, ge=1, description="parts in which a step's batch is read, for one update: less memory (not in PPO)")
+    compile: bool = Field(False, description="give the layers to torch.compile (not in PPO)")
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,7 @@ class Run:
     checks: Mapping[str, Check]
     files: Mapping[str, Path]
     resources: Any
+    states: Path
     home: Path
     say: Callable[[str], None]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -153,6 +174,20 @@ class Run:
         if name not in self.files:
             raise TampuError(f"{self.asset} names no raw file {name!r}: it names {', '.join(self.files) or 'none'}")
         return self.files[name]
+
+    def resume(self, config: ExecutionConfig) -> "Resume":
+        """For `fit`: a training that was interrupted goes on when an artifact of the same key is made again."""
+        from model.resume import Resume
+
+        artifact = {"artifact": f"{self.asset} {self.states.name}"}
+        return Resume(self.states, config.save_every_steps, config.save_every_minutes, artifact, self.say)
+
+    def execution(self, config: ExecutionConfig) -> "Execution":
+        """For `fit`: how the training is run."""
+        from model.execution import Execution
+
+        folder = self.home / "tensorboard" / self.asset / self.states.name
+        return Execution(config.accumulate, config.activation_checkpointing, config.compile, folder if config.tensorboard else None)
 
     # Files of the artifact
 

@@ -4,6 +4,7 @@ $TAMPU_HOME/artifacts/<asset>/<key>/             an artifact; manifest.json is w
 $TAMPU_HOME/artifacts/<asset>/.<key>.<pid>.tmp/  one being written; nobody reads it
 $TAMPU_HOME/artifacts/<asset>/.damaged-<key>-n/  one that was found damaged, kept for a person to look at
 $TAMPU_HOME/current/<profile>/<asset>/<partition or _>.json
+$TAMPU_HOME/resume/<asset>/<key>/                states of a training that has not ended; gone once its artifact is there
 """
 
 import json
@@ -211,6 +212,21 @@ class ArtifactStore(dg.ConfigurableResource):
             temporary = folder / f".{identity}.{os.getpid()}.tmp"
             temporary.mkdir()
         return temporary
+
+    def states(self, asset: str, identity: str) -> Path:
+        """Where a training keeps what it needs to go on after an interruption; it makes the folder when it needs one."""
+        return self.root / "resume" / asset / identity
+
+    def forget_states(self, asset: str, identity: str) -> None:
+        """Remove the states of a training, with the folders above them that are left empty."""
+        folder = self.states(asset, identity)
+        if not folder.exists():
+            return
+        shutil.rmtree(folder)
+        for above in list(folder.parents)[: len(Path(asset).parts) + 1]:
+            if any(above.iterdir()):
+                break
+            above.rmdir()
 
     def discard(self, temporary: Path) -> None:
         """Remove what was being written."""

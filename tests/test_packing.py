@@ -4,12 +4,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.causal_lm import PackedLoader
+from model.causal_lm import PackedLoader, packed_and_alone
 from model.dialogue import Example
-from model.packing import blocks, pack
+from model.llama import Llama, LlamaConfig
+from model.packing import MaskFaults, Packed, blocks, mask_faults, pack
 
 
 def examples(lengths: list[int]) -> list[Example]:
@@ -82,3 +84,36 @@ def test_the_loader_shows_every_row_equally_often_in_seeded_orders() -> None:
     again = iter(PackedLoader(packed, 4, seed=3))
     assert [row for _ in range(5) for row in next(again)["tokens"][:, 0].tolist()] == seen
     assert PackedLoader(packed, 4, seed=3).steps(2) == 5
+
+
+def test_masks_that_broke_are_counted_by_invariant() -> None:
+    random = np.random.default_rng(0)
+
+    def example(learn: str) -> Example:
+        return Example([1, *random.integers(3, 40, len(learn) - 2).tolist(), 2], [letter == "x" for letter in learn])
+
+    good = [example("..xx"), example(".....xx...x"), example("...x")]
+    assert mask_faults(pack(good, 16, seed=0), 2) == MaskFaults(examples=3, all_ones=0, all_zeros=0, eos_not_learned=0)
+    broken = [example("xxxx"), example(".xxxxx"), example("......"), example("..xx..")]
+    assert mask_faults(pack(good + broken, 16, seed=0), 2) == MaskFaults(examples=7, all_ones=2, all_zeros=1, eos_not_learned=2)
+    cut = Example([1, 7, 8, 9], [False, False, True, True])
+    assert mask_faults(pack([cut], 16, seed=0), 2) == MaskFaults(examples=1, all_ones=0, all_zeros=0, eos_not_learned=1)
+    lost = pack(good, 16, seed=0)
+    assert mask_faults(Packed(lost.tokens, lost.segments > 0, lost.segments), 2).all_ones == 3
+    assert mask_faults(Packed(lost.tokens, np.zeros_like(lost.learn), lost.segments), 2).all_zeros == 3
+
+
+def test_the_loss_of_packed_examples_is_their_loss_alone_and_not_if_they_see_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Llama(LlamaConfig(vocab_size=40, dim=32, layers=2, heads=4, kv_heads=2, multiple_of=16, max_context=64))
+    model.init_weights(torch.Generator().manual_seed(0))
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    random = np.random.default_rng(0)
+    examples = [Example([1, *random.integers(3, 40, n).tolist(), 2], [False] * 3 + [True] * (n - 1)) for n in random.integers(4, 20, 30)]
+    packed, alone = packed_and_alone(model, examples, 64)
+    assert packed == pytest.approx(alone, rel=1e-6)
+    hidden = Llama.hidden
+    monkeypatch.setattr(Llama, "hidden", lambda self, tokens, segments_bt=None: hidden(self, tokens))
+    mixed, same = packed_and_alone(model, examples, 64)
+    assert same == pytest.approx(alone, rel=1e-6)
+    assert abs(mixed - alone) > 1e-3

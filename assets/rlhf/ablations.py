@@ -5,6 +5,7 @@ import polars as pl
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
 from assets.evaluation.ghost_attention import GhostAttentionTestConfig, recall_by_turn
 from assets.evaluation.statistics import share
+from assets.fine_tuning import MASK_CHECKS, fine_tune
 from assets.rlhf.policy import CHECKS, PARENTS, PolicyConfig, policy_data
 from assets.sft import FineTuningConfig
 from resources.annotator import falsely_refuses, violates
@@ -12,7 +13,7 @@ from resources.prompts.prompt import Prompt
 from resources.recipe import Check, Run, artifact
 
 SFT_CHECKS = [
-    Check("loss_on_answers_only", blocking=True, description="learned tokens are exactly answers and their EOS"),
+    *MASK_CHECKS,
     Check("fell", blocking=False, description="the loss on held-out answers is below the base model's"),
 ]
 
@@ -27,8 +28,6 @@ SFT_CHECKS = [
 )
 def sft_without_safety(run: Run, config: FineTuningConfig) -> None:
     """`sft/model` without refusals and look-alikes: what the safety data does (Fig. 15's leftmost point)."""
-    from assets.fine_tuning import fine_tune
-
     repeats = pl.when(pl.col("family") == "chat").then(1).otherwise(config.repeats)
     examples = run.parent("sft/data").frame("examples.parquet").filter(~pl.col("family").is_in(["unsafe", "borderline"]))
     fine_tune(run, config, examples.with_columns(learn=pl.lit("answers"), repeats=repeats), held_out_check="fell")
@@ -46,8 +45,6 @@ def sft_without_safety(run: Run, config: FineTuningConfig) -> None:
 )
 def policy_without_ghost_attention(run: Run, config: PolicyConfig) -> None:
     """`rlhf/policy` of the same round without the Ghost Attention data."""
-    from assets.fine_tuning import fine_tune
-
     fine_tune(run, config, policy_data(run, config, ghost_attention=False, context_distillation=True), held_out_check="fell")
 
 
@@ -63,8 +60,6 @@ def policy_without_ghost_attention(run: Run, config: PolicyConfig) -> None:
 )
 def policy_without_context_distillation(run: Run, config: PolicyConfig) -> None:
     """`rlhf/policy` of the same round without the context distillation data."""
-    from assets.fine_tuning import fine_tune
-
     fine_tune(run, config, policy_data(run, config, ghost_attention=True, context_distillation=False), held_out_check="fell")
 
 

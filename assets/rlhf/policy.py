@@ -6,6 +6,7 @@ import polars as pl
 from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
+from assets.fine_tuning import MASK_CHECKS, fine_tune
 from assets.sft import FineTuningConfig
 from resources.profiles import active
 from resources.recipe import Check, Run, artifact
@@ -22,7 +23,7 @@ class PolicyConfig(FineTuningConfig):
 
 
 CHECKS = [
-    Check("loss_on_answers_only", blocking=True, description="learned tokens are exactly answers and their EOS"),
+    *MASK_CHECKS,
     Check("fell", blocking=False, description="the loss on held-out answers is below the base model's"),
 ]
 PARENTS = [
@@ -83,8 +84,6 @@ def policy_data(run: Run, config: PolicyConfig, *, ghost_attention: bool, contex
 )
 def policy(run: Run, config: PolicyConfig) -> None:
     """Rejection sampling fine-tuning: base model + SFT data + best samples + Ghost Attention and context distillation data."""
-    from assets.fine_tuning import fine_tune
-
     examples = policy_data(run, config, ghost_attention=True, context_distillation=True)
     run.table("rows by origin", examples.group_by("origin", "split", maintain_order=True).len())
     fine_tune(run, config, examples, held_out_check="fell")

@@ -12,7 +12,7 @@ from assets.plots import lines
 from resources.annotator import score
 from resources.profiles import active
 from resources.prompts.prompt import Prompt
-from resources.recipe import Check, Run, artifact
+from resources.recipe import Check, ExecutionConfig, Run, artifact
 from resources.sampler import BATCH, LocalSampler, Sampling
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class PpoConfig(dg.Config):
     """The paper's values where it gives them: clip 0.2, gradient clip 1, 8 updates an iteration, constant rate; sizes by profile."""
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every",)
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every", *ExecutionConfig.NOT_IDENTITY)
     from_round: int = Field(2, ge=1, description="first round that has this stage (the paper: after V4)")
     iterations: int = Field(active().ppo_iterations, ge=1, description="PPO iterations at most")
     samples: int = Field(active().ppo_samples, ge=1, description="answers an iteration (the paper: 512)")
@@ -40,6 +40,7 @@ class PpoConfig(dg.Config):
     validation_top_p: float = Field(0.9, gt=0, le=1, description="of the answers to validation prompts, as in the evaluations")
     seed: int = Field(active().seed, ge=0, description="order of the prompts and noise of the rollouts")
     log_every: int = Field(1, ge=1, description="iterations between lines of the training log")
+    execution: ExecutionConfig = Field(ExecutionConfig(), description="how the training is run")
 
 
 @artifact(
@@ -131,6 +132,8 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
         validate=ppo.validate,
         validate_every=config.validate_every,
         validate_first=True,
+        resume=run.resume(config.execution),
+        execution=run.execution(config.execution),
     )
     save_llama(policy, run.directory)
     run.rows("training_metrics", result.rows)
