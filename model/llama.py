@@ -9,11 +9,47 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary positions are stretched beyond the context that a model was first trained on.
+
+    `linear` divides every frequency by `factor` (arXiv 2306.15595). `llama3` divides the frequencies that turn less than
+    `low_freq_factor` times in `original_context` tokens, leaves those that turn more than `high_freq_factor` times, and blends between
+    (Llama 3.1's `apply_scaling`). Raises ValueError, naming the field, for values out of range.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"RopeScaling.kind is {self.kind!r}; it must be 'linear' or 'llama3'")
+        if not self.factor >= 1:
+            raise ValueError(f"RopeScaling.factor is {self.factor}; it must be at least 1")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            found = f"{self.low_freq_factor} and {self.high_freq_factor}"
+            raise ValueError(f"RopeScaling.low_freq_factor and high_freq_factor are {found}; the first must be positive and the smaller one")
+        if self.original_context < 1:
+            raise ValueError(f"RopeScaling.original_context is {self.original_context}; it must be at least 1")
+
+    def divisors(self, frequencies_c: Tensor) -> Tensor:
+        """What each frequency (radians a token, fp32 [c]) is divided by, fp32 [c]."""
+        if self.kind == "linear":
+            return torch.full_like(frequencies_c, self.factor)
+        turns_c = self.original_context * frequencies_c / (2 * math.pi)
+        unscaled_c = ((turns_c - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        return 1 / (unscaled_c + (1 - unscaled_c) / self.factor)
 
 
 @dataclass(frozen=True)
@@ -33,6 +69,7 @@ class LlamaConfig:
     ffn_multiplier: float | None = None
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     max_context: int = 4096
     tie_embeddings: bool = False
 
@@ -42,6 +79,9 @@ class LlamaConfig:
                 raise ValueError(f"LlamaConfig.{name} is {getattr(self, name)}; it must be at least 1")
         if self.dim % (2 * self.heads):
             raise ValueError(f"LlamaConfig.dim {self.dim} must be a multiple of 2*heads = {2 * self.heads}: rotary positions turn pairs")
+        for name in ("norm_eps", "rope_theta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"LlamaConfig.{name} is {getattr(self, name)}; it must be positive")
         if self.heads % self.kv_heads:
             raise ValueError(f"LlamaConfig.heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
 
@@ -69,7 +109,8 @@ class LlamaConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"unknown keys in a LlamaConfig: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        return cls(**values)
+        scaling = values.get("rope_scaling")
+        return cls(**values | {"rope_scaling": None if scaling is None else RopeScaling(**scaling)})
 
     def layer_parameter_count(self) -> int:
         """Parameters of a layer: the four products of attention, the three of SwiGLU, and two norms."""
@@ -172,9 +213,11 @@ class View:
         return torch.zeros(self.visible_bts.shape, device=self.visible_bts.device).masked_fill_(~self.visible_bts, float("-inf"))
 
 
-def rotation(positions_bt: Tensor, head_dim: int, theta: float) -> Tensor:
-    """exp(i·p·theta^(-2j/e)) for position p and pair j: complex64 [b, t, 1, c] (RoFormer, arXiv 2104.09864)."""
+def rotation(positions_bt: Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+    """exp(i·p·theta^(-2j/e)) for position p and pair j, complex64 [b, t, 1, c] (RoFormer, arXiv 2104.09864), the frequencies scaled."""
     frequencies_c = theta ** -(torch.arange(0, head_dim, 2, device=positions_bt.device, dtype=torch.float32) / head_dim)
+    if scaling is not None:
+        frequencies_c = frequencies_c / scaling.divisors(frequencies_c)
     angles_btc = positions_bt[..., None].float() * frequencies_c
     return torch.polar(torch.ones_like(angles_btc), angles_btc)[:, :, None]
 
@@ -329,7 +372,7 @@ class Trunk(nn.Module):
                 visible_bts = visible_bts & ((read_b1s == 0) | (read_b1s == branches_bt[:, :, None]))
             if positions_bt is None:
                 positions_bt = segment_positions(tokens_bt if segments_bt is None else segments_bt, segments_bt is not None)
-        rotation_bt1c = rotation(positions_bt, self.config.head_dim, self.config.rope_theta)
+        rotation_bt1c = rotation(positions_bt, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         return View(positions_bt, rotation_bt1c, visible_bts, cache is None and segments_bt is None and branches_bt is None, cache)
 
 

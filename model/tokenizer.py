@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
@@ -75,28 +76,71 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield line
 
 
-class SentencePieceTokenizer:
-    """A trained tokenizer, ours or Llama's. `encode` adds no BOS or EOS, and no text can produce them."""
+class Tokenizer(Protocol):
+    """What the rest needs of a tokenizer, SentencePiece's or an imported one. `encode` adds no special token, and no text can produce one.
 
-    def __init__(self, path: Path | str) -> None:
+    `bos_id` is the EOS for a tokenizer without BOS, and `adds_bos` says whether its model is used to a BOS before a text. `pad_id` is an id
+    that no text has, None where there is none. `encode` raises ValueError for a lone surrogate, which is no text.
+    """
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int | None
+    adds_bos: bool
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def piece(self, number: int) -> str: ...
+
+
+class SentencePieceTokenizer:
+    """A trained tokenizer, ours or Llama's. `encode` adds no BOS or EOS, and no text can produce them.
+
+    `content` is the file's content where it is not to be read from `path`.
+    """
+
+    adds_bos = True
+
+    def __init__(self, path: Path | str, content: bytes | None = None) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        if content is None and not self.path.is_file():
             raise ValueError(f"there is no tokenizer at {self.path}; expected a SentencePiece tokenizer.model")
-        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(self.path))
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes() if content is None else content)
+        except RuntimeError:
+            raise ValueError(f"{self.path} is no SentencePiece model; Llama 3's tokenizer comes as tokenizer.json") from None
         self.vocab_size: int = self.processor.get_piece_size()
         self.unk_id: int = self.processor.unk_id()
         self.bos_id: int = self.processor.bos_id()
         self.eos_id: int = self.processor.eos_id()
+        self.pad_id: int | None = self.unk_id  # no text has it: unknown characters become bytes
         if (self.unk_id, self.bos_id, self.eos_id) != (0, 1, 2):
             found = f"{self.unk_id}, {self.bos_id}, {self.eos_id}"
             raise ValueError(f"{self.path}: unk, bos and eos are {found}; a Llama tokenizer has 0, 1, 2")
 
     def encode(self, text: str) -> list[int]:
-        return self.processor.encode(text)
+        return self.processor.encode(well_formed(text))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self.processor.encode(list(texts))
+        return self.processor.encode([well_formed(text) for text in texts])
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids; BOS and EOS have none, and ill-formed byte sequences become U+FFFD."""
         return self.processor.decode([int(i) for i in ids])
+
+    def piece(self, number: int) -> str:
+        return self.processor.id_to_piece(number)
+
+
+def well_formed(text: str) -> str:
+    """The text. Raises ValueError for a lone surrogate (half of a UTF-16 pair, as JSON may spell it), which no tokenizer can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text has a lone surrogate, {text[error.start]!r}, at character {error.start}; it is not valid Unicode") from None
+    return text

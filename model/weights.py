@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from model.llama import Llama, LlamaConfig
 from model.reward import RewardModel
@@ -42,6 +42,17 @@ def load_reward(directory: Path, *, name: str = "model", device: torch.device | 
     return _load(model, directory, name, device)
 
 
+def save(model: Llama | RewardModel, directory: Path) -> None:
+    """`save_llama` or `save_reward`, by the model's kind."""
+    save_llama(model, directory) if isinstance(model, Llama) else save_reward(model, directory)
+
+
+def load(directory: Path, *, name: str = "model") -> Llama | RewardModel:
+    """`load_llama` or `load_reward`, by what the directory holds."""
+    kind = json.loads((Path(directory) / "config.json").read_text()).get("kind")
+    return load_reward(directory, name=name) if kind == "reward" else load_llama(directory, name=name)
+
+
 def _save(model: nn.Module, config: LlamaConfig, kind: str, directory: Path, name: str) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -73,6 +84,11 @@ def _load(model: M, directory: Path, name: str, device: torch.device | str) -> M
             raise ValueError(f"{path}: tensor {key!r} is {'missing' if key not in tensors else 'unknown'}")
         if tensors[key].shape != expected[key].shape:
             raise ValueError(f"{path}: tensor {key!r} has shape {tuple(tensors[key].shape)}, the config says {tuple(expected[key].shape)}")
+    return filled(model, tensors)
+
+
+def filled(model: M, tensors: dict[str, Tensor]) -> M:
+    """`model` with these tensors as its parameters, which training may change; names and shapes are those of its state."""
     model.load_state_dict(tensors, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)

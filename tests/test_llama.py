@@ -1,4 +1,4 @@
-"""The network: sizes, numerical parity with transformers, packing, caching, weights on disk, reward scores."""
+"""The network: sizes, packing, caching, weights on disk, reward scores."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from model.branching import length_batches
-from model.huggingface import to_huggingface
 from model.llama import PRESETS, KeyValueCache, Llama, LlamaConfig, View, _fused_attention, attend, rotation
 from model.precision import autocast
 from model.reward import RewardModel, score
@@ -77,32 +76,6 @@ def test_a_config_survives_its_dictionary_and_refuses_unknown_keys() -> None:
 def test_a_config_that_makes_no_network_is_refused(changes: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         small(**changes)
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_logits_equal_those_of_transformers(tmp_path: Path, kv_heads: int, tied: bool) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = made(small(kv_heads=kv_heads, tie_embeddings=tied, norm_eps=1e-4, rope_theta=500.0))
-    tokenizer = tmp_path / "source.model"
-    tokenizer.write_bytes(b"pieces")
-    to_huggingface(model, tokenizer, tmp_path / "hf")
-    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager", dtype=torch.float32)
-    batch = tokens(3, 40)
-    with torch.no_grad():
-        difference = (theirs(batch).logits - model(batch)).abs().max()
-    assert model(batch).abs().max() > 1
-    assert difference < 1e-4
-    assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == b"pieces"
-    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["temperature"] == 0.6
-
-
-def test_exports_of_equal_models_have_equal_bytes(tmp_path: Path) -> None:
-    (tmp_path / "t").write_bytes(b"pieces")
-    for name in ("a", "b"):
-        to_huggingface(made(small()), tmp_path / "t", tmp_path / name)
-    for file in sorted((tmp_path / "a").iterdir()):
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def test_a_later_token_never_changes_earlier_logits() -> None:
