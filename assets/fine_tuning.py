@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model.dialogue import Example
     from model.llama import Llama
     from model.packing import Packed
-    from model.tokenizer import SentencePieceTokenizer
+    from model.tokenizer import Tokenizer
 
 COMPARED = 32  # held-out examples whose loss is measured packed and alone
 TOLERANCE = 1e-4  # relative: fp32 sums in another order
@@ -34,13 +34,12 @@ def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, h
     (copies an epoch). Reports `MASK_CHECKS` and the check `held_out_check`.
     """
     from model.causal_lm import CausalLM, PackedLoader, mean_loss
-    from model.dialogue import encode_dialogue
     from model.packing import pack
-    from model.tokenizer import SentencePieceTokenizer
+    from model.tokenizer_files import load_chat
     from model.training import Optimization, fit
     from model.weights import load_llama, save_llama
 
-    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    chat = load_chat(run.parent("tokenizer/sentencepiece").path)
     network = load_llama(run.parent("pretraining/base_model").path)
     parts = {}
     wrong = too_long = 0
@@ -48,12 +47,12 @@ def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, h
         encoded = []
         for row in examples.filter(pl.col("split") == split).iter_rows(named=True):
             messages = json.loads(row["messages"])
-            example = encode_dialogue(tokenizer, messages, learn=row["learn"])
+            example = chat.example(messages, learn=row["learn"])
             if len(example.tokens) > config.context:
                 too_long += 1
                 continue
             answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
-            wrong += learned_answers(tokenizer, example) != (answers if row["learn"] == "answers" else answers[-1:])
+            wrong += learned_answers(chat.tokenizer, example) != (answers if row["learn"] == "answers" else answers[-1:])
             encoded += [example] * (row["repeats"] if split == "train" else 1)
         parts[split] = encoded
     run.metric("longer_than_context", too_long)
@@ -61,7 +60,7 @@ def fine_tune(run: Run, config: "FineTuningConfig", examples: pl.DataFrame, *, h
     held_out = pack(parts["validation"], config.context, seed=0)
     before, _ = mean_loss(network, held_out)
     train = pack(parts["train"], config.context, seed=config.seed)
-    check_masks(run, network, train, tokenizer.eos_id, parts["validation"][:COMPARED], config.context)
+    check_masks(run, network, train, chat.tokenizer.eos_id, parts["validation"][:COMPARED], config.context)
     loader = PackedLoader(train, config.batch, seed=config.seed)
     steps = loader.steps(config.epochs)
     result = fit(
@@ -108,7 +107,7 @@ def check_masks(run: Run, network: "Llama", train: "Packed", eos_id: int, some: 
     run.check("packed_loss_equals_unpacked_loss", passed=passed, description=description, packed=packed, alone=alone)
 
 
-def learned_answers(tokenizer: "SentencePieceTokenizer", example: "Example") -> list[str]:
+def learned_answers(tokenizer: "Tokenizer", example: "Example") -> list[str]:
     """The texts of an example's learned tokens, one for each run that ends with EOS; a run that does not is marked."""
     texts: list[str] = []
     ids: list[int] = []

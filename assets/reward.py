@@ -50,21 +50,20 @@ def mixture(comparisons: pl.DataFrame, *, safety: bool, most_of_the_rest: float,
 
 
 def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
-    from model.dialogue import encode_dialogue
     from model.reward import RewardModel, score
     from model.reward_training import Comparison, ComparisonLoader, Labelled, RewardTraining, reward_optimization
-    from model.tokenizer import SentencePieceTokenizer
+    from model.tokenizer_files import load_chat
     from model.training import fit
     from model.weights import load_llama, save_reward
 
-    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    chat = load_chat(run.parent("tokenizer/sentencepiece").path)
     comparisons = run.parent("preferences/dataset").frame("comparisons.parquet")
     chat_model = load_llama(run.previous("rlhf/chat_model").path)
     longest = chat_model.config.max_context
 
     def tokens(prompt: str, answer: str) -> list[int]:
         messages = [*json.loads(prompt), {"role": "assistant", "content": answer}]
-        return encode_dialogue(tokenizer, messages).tokens
+        return chat.example(messages).tokens
 
     def pairs_of(frame: pl.DataFrame) -> list[Comparison]:
         rows = frame.select("prompt", "chosen", "rejected", "rating", "chosen_safe", "rejected_safe").iter_rows()

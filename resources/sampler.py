@@ -12,8 +12,8 @@ from tqdm import tqdm
 from resources.prompts.prompt import Messages, prompt_identity
 
 if TYPE_CHECKING:
+    from model.chat import ChatFormat
     from model.llama import Llama
-    from model.tokenizer import SentencePieceTokenizer
 
 
 BATCH = 512  # sequences decoded together; the best of 128, 256, 512 and 1024 on two cores
@@ -48,23 +48,22 @@ class Sampler(Protocol):
 class LocalSampler:
     """The engine of `model.generation` on weights of an artifact."""
 
-    def __init__(self, network: "Llama", tokenizer: "SentencePieceTokenizer", label: str | None = None) -> None:
-        self.network, self.tokenizer, self.label = network, tokenizer, label
+    def __init__(self, network: "Llama", chat: "ChatFormat", label: str | None = None) -> None:
+        self.network, self.chat, self.label = network, chat, label
 
     @classmethod
     def load(cls, weights: Path, tokenizer: Path, *, name: str = "model", label: str | None = None) -> "LocalSampler":
         """From a folder with `<name>.safetensors` and the folder of the tokenizer."""
-        from model.tokenizer import SentencePieceTokenizer
+        from model.tokenizer_files import load_chat
         from model.weights import load_llama
 
-        return cls(load_llama(weights, name=name), SentencePieceTokenizer(tokenizer / "tokenizer.model"), label)
+        return cls(load_llama(weights, name=name), load_chat(tokenizer), label)
 
     def sample(self, dialogues: Sequence[Messages], sampling: Sampling, *, seed: int, samples: int = 1) -> list[list[Answer]]:
         """Each answer's noise comes from `seed`, its dialogue and its number: it does not depend on what is sampled beside it."""
-        from model.dialogue import decode_answer, encode_prompt
         from model.generation import SamplingParameters, generate
 
-        prompts = [encode_prompt(self.tokenizer, messages) for messages in dialogues]
+        prompts = [self.chat.prompt(messages) for messages in dialogues]
         parameters = SamplingParameters(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
         repeated = [prompt for prompt in prompts for _ in range(samples)]
         seeds = [_seed(seed, messages, number) for messages in dialogues for number in range(samples)]
@@ -74,24 +73,15 @@ class LocalSampler:
                 repeated,
                 parameters,
                 seeds,
-                eos_id=self.tokenizer.eos_id,
+                eos_id=self.chat.tokenizer.eos_id,
                 batch_size=BATCH,
                 precision="bf16",
                 on_progress=lambda done, _: bar.update(done - bar.n),
             )
-        answers = [Answer(_plain(decode_answer(self.tokenizer, c.tokens)), c.tokens, c.finished) for c in completions]
+        answers = [Answer(" ".join(self.chat.answer(c.tokens).split()), c.tokens, c.finished) for c in completions]
         return [answers[start : start + samples] for start in range(0, len(answers), samples)]
 
 
 def _seed(seed: int, messages: Messages, number: int) -> int:
     digest = hashlib.sha256(f"{seed}/{prompt_identity(messages)}/{number}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def _plain(text: str) -> str:
-    """An answer without the chat format's tags, which a small model now and then writes and which would forge turns as history."""
-    from model.dialogue import TAGS
-
-    for tag in TAGS:
-        text = text.replace(tag, " ")
-    return " ".join(text.split())

@@ -38,13 +38,13 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
     """Every model of the round and the base model on text, on choosing the next turn among four, and on held-out instructions."""
     from model.causal_lm import bits_per_byte
     from model.packing import blocks
-    from model.tokenizer import SentencePieceTokenizer
+    from model.tokenizer_files import load_tokenizer
     from model.weights import load_llama
 
     data = run.parent("pretraining/tokens")
     test = blocks(np.load(data.file("test.npy")), config.context)
     size = int(data.metrics["test_bytes"])
-    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    tokenizer = load_tokenizer(run.parent("tokenizer/sentencepiece").path)
     conversations = run.parent("corpus/filtered").frame("conversations.parquet").filter(pl.col("split") == "test")
     items = next_turn_items(conversations, config.items, seed=config.seed)
     rows: list[dict[str, Any]] = []

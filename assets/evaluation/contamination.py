@@ -33,10 +33,10 @@ def contamination(run: Run, config: ContaminationConfig) -> None:
     """Share of test tokens inside long matches with the training corpus, by sample; Z statistics of the four subsets for the task that
     has right and wrong answers; mean shares for the test prompts."""
     from assets.corpus import contamination as method
-    from model.tokenizer import SentencePieceTokenizer
+    from model.tokenizer_files import load_tokenizer
     from model.weights import load_llama
 
-    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    tokenizer = load_tokenizer(run.parent("tokenizer/sentencepiece").path)
     stream = np.load(run.parent("pretraining/tokens").file("train.npy"))
     corpus = np.where(stream == tokenizer.bos_id, -1, stream)  # no match crosses from one document into the next
     conversations = run.parent("corpus/filtered").frame("conversations.parquet").filter(pl.col("split") == "test")

@@ -33,7 +33,6 @@ def recall_by_turn(run: Run, config: GhostAttentionTestConfig, weights: Artifact
 
     A dialogue that no longer fits the context leaves the count.
     """
-    from model.dialogue import encode_prompt
     from resources.sampler import LocalSampler, Sampling
 
     sampler = LocalSampler.load(weights.path, run.parent("tokenizer/sentencepiece").path)
@@ -49,7 +48,7 @@ def recall_by_turn(run: Run, config: GhostAttentionTestConfig, weights: Artifact
         for index, history in list(histories.items()):
             history.append({"role": "user", "content": spoken[index][turn]})
             dialogue = training_copy(history, chosen[index].text)
-            if len(encode_prompt(sampler.tokenizer, dialogue)) > longest:
+            if len(sampler.chat.prompt(dialogue)) > longest:
                 del histories[index]
             else:
                 asked[index] = dialogue

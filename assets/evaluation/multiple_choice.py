@@ -10,7 +10,7 @@ from resources.splits import fraction_of
 
 if TYPE_CHECKING:
     from model.llama import Llama
-    from model.tokenizer import SentencePieceTokenizer
+    from model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def next_turn_items(conversations: pl.DataFrame, count: int, *, seed: int, choic
     return items
 
 
-def answer_items(network: "Llama", tokenizer: "SentencePieceTokenizer", items: list[Item]) -> list[bool]:
+def answer_items(network: "Llama", tokenizer: "Tokenizer", items: list[Item]) -> list[bool]:
     """Whether the right choice has the highest log-likelihood per character (LLaMA's scoring), for each item."""
     from model.scoring import continuation_logprobs
 

@@ -31,13 +31,18 @@ class DatasetConfig(dg.Config):
 )
 def dataset(run: Run, config: DatasetConfig) -> None:
     """All comparisons up to this round: training and held-out part, duplicates across batches removed, statistics a batch (Table 26)."""
-    from model.tokenizer import SentencePieceTokenizer
+    from model.tokenizer_files import load_chat
 
     batches = sorted(run.parents("preferences/batches"), key=lambda batch: str(batch.partition))
     frames = [batch.frame("comparisons.parquet").with_columns(batch=pl.lit(batch.partition)) for batch in batches]
     if not sum(frame.height for frame in frames):
         raise TampuError("the preference dataset would be empty: run `tampu collect` or put a file of comparisons into the inbox")
     together = pl.concat(frames)
+    chat = load_chat(run.parent("tokenizer/sentencepiece").path)
+    # Batches know Llama 2's tags; an imported chat format has others.
+    tagged = pl.any_horizontal(pl.col(name).str.contains_any(list(chat.tags)) for name in ("prompt", "chosen", "rejected"))
+    run.metric("holds_a_tag", int(together.select(tagged.sum()).item()))
+    together = together.filter(~tagged)
     unique = together.unique(["prompt_id", "chosen", "rejected", "annotator"], keep="first", maintain_order=True)
     held_out_ids = [
         split_of(identity, validation=0.0, test=config.held_out_share, salt="preferences") == "test" for identity in unique["prompt_id"]
@@ -53,8 +58,7 @@ def dataset(run: Run, config: DatasetConfig) -> None:
     ).drop("held_out")
     run.write_frame("comparisons.parquet", unique)
 
-    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
-    lengths = {name: [len(ids) for ids in tokenizer.encode_batch(unique[name].to_list())] for name in ("prompt", "chosen", "rejected")}
+    lengths = {name: [len(ids) for ids in chat.tokenizer.encode_batch(unique[name].to_list())] for name in ("prompt", "chosen", "rejected")}
     measured = unique.with_columns(**{f"{name}_tokens": pl.Series(value) for name, value in lengths.items()})
     response = (pl.col("chosen_tokens") + pl.col("rejected_tokens")) / 2
     statistics = measured.group_by("batch", maintain_order=True).agg(

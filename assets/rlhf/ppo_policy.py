@@ -66,7 +66,6 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
     The kept weights are those that the annotator liked best on validation prompts, which are looked at before the first iteration and
     every few; guards stop a run that drifts."""
     from assets.rlhf.scoring import RewardModels
-    from model.dialogue import encode_prompt
     from model.ppo import PPO, Guards, PPOConfig
     from model.reward import score as reward_scores
     from model.rollouts import Critic, PromptLoader
@@ -77,7 +76,7 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
     pool = run.parent("rlhf/prompts").frame("prompts.parquet")
     policy = load_llama(run.parent("rlhf/policy").path)
     rewards = RewardModels(run, config.safety_threshold)
-    tokenizer = rewards.tokenizer
+    chat = rewards.chat
     train = [Prompt.from_row(row) for row in pool.filter(pl.col("split") == "train").iter_rows(named=True)]
     held_out = [Prompt.from_row(row) for row in pool.filter(pl.col("split") == "validation").iter_rows(named=True)]
 
@@ -90,7 +89,7 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
 
     def validate(network: "Llama") -> dict[str, float]:
         sampling = Sampling(temperature=config.validation_temperature, top_p=config.validation_top_p, max_new_tokens=config.max_new_tokens)
-        answers = LocalSampler(network, tokenizer).sample([p.messages for p in held_out], sampling, seed=config.seed)
+        answers = LocalSampler(network, chat).sample([p.messages for p in held_out], sampling, seed=config.seed)
         texts = [several[0].text for several in answers]
         helpfulness, safety = rewards.logits([p.messages for p in held_out], texts)
         gated = rewards.gated(helpfulness, safety, np.array([p.is_safety for p in held_out]))
@@ -103,7 +102,7 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
     ppo = PPO(
         policy,
         Critic.from_reward(rewards.helpfulness),
-        prompts := [Tokens(encode_prompt(tokenizer, p.messages), p.is_safety) for p in train],
+        prompts := [Tokens(chat.prompt(p.messages), p.is_safety) for p in train],
         logits,
         Optimization(config.learning_rate, 0, steps, schedule="constant"),
         critic_optimization=Optimization(config.critic_learning_rate, 0, steps, schedule="constant"),
@@ -119,7 +118,7 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
         guards=Guards(max_kl=config.most_kl, min_length=2.0, max_length=0.95 * config.max_new_tokens, min_entropy=config.least_entropy),
         validate=validate,
         seed=config.seed,
-        eos_id=tokenizer.eos_id,
+        eos_id=chat.tokenizer.eos_id,
         precision="bf16",
     )
     result = fit(

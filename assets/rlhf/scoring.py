@@ -12,21 +12,20 @@ class RewardModels:
     """Both reward models of a round, and the paper's gated combination of them (section 3.2.3)."""
 
     def __init__(self, run: Run, threshold: float = 0.15) -> None:
-        from model.tokenizer import SentencePieceTokenizer
+        from model.tokenizer_files import load_chat
         from model.weights import load_reward
 
         self.helpfulness = load_reward(run.parent("reward/helpfulness").path)
         self.safety = load_reward(run.parent("reward/safety").path)
-        self.tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+        self.chat = load_chat(run.parent("tokenizer/sentencepiece").path)
         self.threshold = threshold
 
     def logits(self, dialogues: Sequence[Messages], answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Raw helpfulness and safety scores [n] of each dialogue with its answer."""
-        from model.dialogue import encode_dialogue
         from model.reward import score
 
         sequences = [
-            encode_dialogue(self.tokenizer, [*messages, {"role": "assistant", "content": answer}]).tokens
+            self.chat.example([*messages, {"role": "assistant", "content": answer}]).tokens
             for messages, answer in zip(dialogues, answers, strict=True)
         ]
         return score(self.helpfulness, sequences, precision="bf16"), score(self.safety, sequences, precision="bf16")
