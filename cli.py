@@ -198,33 +198,93 @@ def verify(as_json: bool) -> None:
         raise SystemExit(1)
 
 
+@main.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="what to call it here")
+@click.option("--context", type=click.IntRange(min=1), help="longest sequence in tokens, for Meta's format, which does not say; default: 4096")
+@click.option("--json", "as_json", is_flag=True)
+@_clear
+def import_model(path: Path, name: str, context: int | None, as_json: bool) -> None:
+    """Keep a Llama checkpoint under a name: a Hugging Face folder, a folder of Meta's, or a GGUF file."""
+    from resources.imports import import_checkpoint
+
+    found, reused = import_checkpoint(_store().root, path, name, context=context)
+    text = f"{name}: {found.origin['parameters']:,} parameters from {found.origin['path']} ({found.origin['format']})"
+    _say({"name": name, "reused": reused, **found.origin}, as_json, text + (", already imported" if reused else ""))
+
+
 @main.command()
-@click.argument("prompt")
-@click.option("--model", "reference", default="", help="asset[@round][:weights]; default: the latest chat model")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True)
-@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=0.9, show_default=True)
+@click.argument("model")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--format", "layout", type=click.Choice(["hf", "meta"]), default="hf", show_default=True)
+@click.option(
+    "--shards", type=click.IntRange(min=1), default=1, show_default=True, help="files of Meta's format, one a GPU of tensor parallelism"
+)
+@click.option("--json", "as_json", is_flag=True)
+@_clear
+def export(model: str, directory: Path, layout: str, shards: int, as_json: bool) -> None:
+    """Write MODEL into a new folder that transformers, vLLM or Meta's code load."""
+    from jobs.models import export_model
+
+    files = export_model(_store(), model, directory, layout=layout, shards=shards)
+    _say(
+        {"directory": str(directory), "files": [file.name for file in files]}, as_json, f"{directory}: {', '.join(file.name for file in files)}"
+    )
+
+
+@main.command()
+@click.argument("model")
+@click.option("--input", "source", required=True, type=click.Path(path_type=Path), help='lines of {"prompt": text, "completion": text}')
+@click.option("--output", "target", required=True, type=click.Path(path_type=Path), help="the same lines with logprob, tokens and greedy")
+@click.option("--json", "as_json", is_flag=True)
+@_clear
+def score(model: str, source: Path, target: Path, as_json: bool) -> None:
+    """How likely MODEL finds given completions: log-probability in nats, number of tokens, and whether greedy decoding gives them."""
+    from jobs.models import score_file
+
+    count = score_file(_store(), model, source, target)
+    _say({"rows": count, "output": str(target)}, as_json, f"{count} rows in {target}")
+
+
+def _sampling(command: Callable[P, R]) -> Callable[P, R]:
+    """MODEL and the options of every command that samples."""
+    for decorate in (
+        click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="tokens an answer at most"),
+        click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=0.9, show_default=True),
+        click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True, help="0 takes the likeliest token"),
+        click.argument("model", default=""),
+    ):
+        command = decorate(command)
+    return command
+
+
+@main.command()
+@_sampling
+@click.option("--prompt", required=True, help="the message; with --raw, the text to continue")
+@click.option("--raw", is_flag=True, help="continue the prompt as text, without the chat format")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 @_clear
-def generate(prompt: str, reference: str, temperature: float, top_p: float, seed: int, as_json: bool) -> None:
-    """Answer one message."""
-    from jobs.stages import talker
+def generate(model: str, prompt: str, raw: bool, temperature: float, top_p: float, max_new_tokens: int, seed: int, as_json: bool) -> None:
+    """Answer one message with MODEL: asset[@round][:weights], an imported name or a path; default the latest chat model."""
+    from jobs.models import answerer, open_model
 
-    answer = talker(_store(), reference, temperature=temperature, top_p=top_p)([{"role": "user", "content": prompt}], seed)
-    _say({"prompt": prompt, "answer": answer}, as_json, answer)
+    opened = open_model(_store(), model)
+    talk = answerer(opened, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, raw=raw)
+    answer = talk([{"role": "user", "content": prompt}], seed)
+    _say({"model": opened.reference, "prompt": prompt, "answer": answer}, as_json, answer)
 
 
 @main.command()
-@click.option("--model", "reference", default="", help="asset[@round][:weights]; default: the latest chat model")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True)
-@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=0.9, show_default=True)
+@_sampling
+@click.option("--system", help="a system message before the talk")
 @_clear
-def chat(reference: str, temperature: float, top_p: float) -> None:
-    """Talk to a model; an empty line ends the talk."""
-    from jobs.stages import talker
+def chat(model: str, system: str | None, temperature: float, top_p: float, max_new_tokens: int) -> None:
+    """Talk to MODEL (as for `generate`); an empty line ends the talk."""
+    from jobs.models import answerer, open_model
 
-    talk = talker(_store(), reference, temperature=temperature, top_p=top_p)
-    messages: list[dict[str, str]] = []
+    talk = answerer(open_model(_store(), model), temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     while text := click.prompt("you", default="", show_default=False).strip():
         messages.append({"role": "user", "content": text})
         answer = talk(messages, len(messages))

@@ -1,19 +1,17 @@
-"""What the command line does beside running assets: choosing them, the inbox, opening rounds, the demo, talking, the scoreboard."""
+"""What the command line does beside running assets: choosing them, the inbox, opening rounds, the demo, the scoreboard."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
 
-from jobs.collect import collect, resolve_variant
+from jobs.collect import collect
 from jobs.growth import growth, is_accepted
 from jobs.launch import run_assets
 from resources.environment import active_profile
 from resources.errors import TampuError
 from resources.inbox import batches_in
-from resources.prompts.prompt import Messages
 from resources.rounds import BATCHES, ROUNDS, Round, load_round, open_round, round_names
-from resources.sampler import LocalSampler, Sampling
 from resources.store import ArtifactStore
 
 
@@ -118,23 +116,3 @@ def scoreboard(store: ArtifactStore, round_name: str | None) -> dict[str, Any]:
     name = round_name or latest_round(store, profile, "evaluation/report")
     report = store.current("evaluation/report", name, profile)
     return {"scores": report.json("scoreboard.json"), "text": report.file("scoreboard.txt").read_text(encoding="utf-8")}
-
-
-def talker(store: ArtifactStore, reference: str, *, temperature: float, top_p: float) -> Callable[[Messages, int], str]:
-    """A function that answers a dialogue with a model; default the latest chat model, or `sft/model` before the first round."""
-    profile = active_profile()
-    if not reference:
-        made = [name for name in round_names(store, profile) if store.has_current("rlhf/chat_model", name, profile)]
-        reference = f"rlhf/chat_model@{made[-1]}" if made else "sft/model"
-    variant = resolve_variant(store, profile, reference)
-    tokenizer = store.current("tokenizer/sentencepiece", None, profile)
-    sampler = LocalSampler.load(variant.artifact.path, tokenizer.path, name=variant.weights)
-    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=64)
-
-    def answer(messages: Messages, seed: int) -> str:
-        try:
-            return sampler.sample([messages], sampling, seed=seed)[0][0].text
-        except ValueError as error:
-            raise TampuError(f"the message can not be answered: {error}") from None
-
-    return answer

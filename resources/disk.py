@@ -1,10 +1,12 @@
 """Files that are whole or absent: hashing, durable writes, and disk troubles told in one sentence."""
 
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +107,39 @@ def write_once(path: Path, content: bytes) -> bool:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
     return True
+
+
+def alive(pid: str) -> bool:
+    """Whether a process with this id exists."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` when the block ends well, and is removed when it does not.
+
+    `path` must not exist, or be an empty folder. What dead processes left behind for this `path` is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if other.is_dir() and not alive(other.name.removesuffix(".tmp").rpartition(".")[2]):
+            shutil.rmtree(other)
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        fsync_tree(temporary)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_path(path.parent)
 
 
 @contextmanager

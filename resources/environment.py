@@ -29,6 +29,7 @@ PACKAGES = (
     "polars",
     "safetensors",
     "sentencepiece",
+    "tokenizers",
     "torch",
 )
 

@@ -19,7 +19,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from resources.disk import canonical_json, disk_troubles, fsync_path, fsync_tree, pretty_json, sha256_text, write_whole
+from resources.disk import alive, canonical_json, disk_troubles, fsync_path, fsync_tree, pretty_json, sha256_text, write_whole
 from resources.environment import tampu_home
 from resources.errors import TampuError
 from resources.identity import data_version_of
@@ -207,7 +207,7 @@ class ArtifactStore(dg.ConfigurableResource):
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.glob(".*.tmp"):
                 pid = path.name.removesuffix(".tmp").rpartition(".")[2]
-                if path.is_dir() and (pid == str(os.getpid()) or not _alive(pid)):
+                if path.is_dir() and (pid == str(os.getpid()) or not alive(pid)):
                     shutil.rmtree(path)
             temporary = folder / f".{identity}.{os.getpid()}.tmp"
             temporary.mkdir()
@@ -299,17 +299,6 @@ def _is_artifact(path: Path) -> bool:
 def _variant(key: str) -> int:
     """1 for `<identity>`, n for `<identity>-n`."""
     return int(key.partition("-")[2] or 1)
-
-
-def _alive(pid: str) -> bool:
-    """Whether a process with this id exists."""
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def command(asset: str, partition: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from resources import identity
+from resources import identity, imports
 from resources.disk import sha256_file
 from resources.errors import TampuError
 from resources.manifests import Artifact, Damaged, file_problems, read_manifest
@@ -29,7 +29,7 @@ class Finding:
 
 
 def verify(store: ArtifactStore) -> list[Finding]:
-    """Check artifacts, pointers, round records, warehouse and raw files; an empty list means that nothing differs."""
+    """Check artifacts, pointers, round records, warehouse, raw files and imported checkpoints; an empty list means that nothing differs."""
     manifests: dict[tuple[str, str], dict[str, Any]] = {}
     findings = []
     for asset, key in store.everything():
@@ -45,7 +45,22 @@ def verify(store: ArtifactStore) -> list[Finding]:
     findings.extend(_pointers(store, manifests))
     findings.extend(_rounds(store, manifests))
     findings.extend(_warehouse(store, manifests))
+    findings.extend(_imports(store))
     return findings
+
+
+def _imports(store: ArtifactStore) -> Iterator[Finding]:
+    """Every imported checkpoint."""
+    for name in imports.names(store.root):
+        folder = imports.folder_of(store.root, name)
+        way_out = f"delete {folder} and import it again"
+        try:
+            found = imports.imported(store.root, name, check=False)
+        except TampuError as error:
+            yield Finding(f"imported checkpoint {name}", str(error), way_out)
+            continue
+        for problem in imports.problems(found):
+            yield Finding(f"imported checkpoint {name}", problem, way_out)
 
 
 def _artifact(store: ArtifactStore, asset: str, key: str) -> tuple[list[Finding], dict[str, Any] | None]:
