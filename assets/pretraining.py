@@ -1,6 +1,7 @@
 """Pretraining: token ids of the mixed corpus, a base model from scratch, and n-gram models to compare it with."""
 
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import dagster as dg
 import numpy as np
@@ -10,8 +11,13 @@ from pydantic import Field
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
 from assets.corpus.mixing import mix
 from assets.plots import losses
+from resources.errors import TampuError
+from resources.imports import imported
 from resources.profiles import active
-from resources.recipe import Check, ExecutionConfig, Run, artifact
+from resources.recipe import Check, ExecutionConfig, Request, Run, artifact
+
+if TYPE_CHECKING:
+    from model.llama import Llama
 
 
 class TokensConfig(dg.Config):
@@ -29,10 +35,10 @@ class TokensConfig(dg.Config):
 )
 def tokens(run: Run, config: TokensConfig) -> None:
     """Token ids of every document between BOS and EOS, factual sources up-sampled in the training split."""
-    from model.tokenizer import SentencePieceTokenizer
+    from model.tokenizer_files import load_tokenizer
 
     documents = run.parent("corpus/filtered").frame("documents.parquet")
-    tokenizer = SentencePieceTokenizer(run.parent("tokenizer/sentencepiece").file("tokenizer.model"))
+    tokenizer = load_tokenizer(run.parent("tokenizer/sentencepiece").path)
     weights = dict(run.parent("corpus/documents").frame("sources.parquet").select("source", "weight").iter_rows())
     counts = []
     for split in ("train", "validation", "test"):
@@ -58,9 +64,12 @@ def tokens(run: Run, config: TokensConfig) -> None:
 
 
 class BaseModelConfig(dg.Config):
-    """Paper values where the paper gives them (section 2.2); sizes and learning rate by profile."""
+    """Paper values where the paper gives them (section 2.2); sizes and learning rate by profile. With `checkpoint` nothing is trained,
+    and of the rest only `context` counts."""
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every", *ExecutionConfig.NOT_IDENTITY)
+    # Of a checkpoint the hashes of its files count.
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("log_every", "checkpoint", *ExecutionConfig.NOT_IDENTITY)
+    checkpoint: str = Field(active().base_checkpoint, description="imported checkpoint that is the base model; empty: train one")
     dim: int = Field(active().dim, ge=8, description="width of the residual stream")
     layers: int = Field(active().layers, ge=1, description="transformer blocks")
     heads: int = Field(active().heads, ge=1, description="query heads")
@@ -78,9 +87,15 @@ class BaseModelConfig(dg.Config):
     execution: ExecutionConfig = Field(ExecutionConfig(), description="how the training is run")
 
 
+def _imported_files(request: Request) -> dict[str, Path]:
+    name = request.config.checkpoint
+    return imported(request.home, name).weight_files if name else {}
+
+
 @artifact(
     "pretraining/base_model",
     parents=["pretraining/tokens", "tokenizer/sentencepiece"],
+    files=_imported_files,
     kinds={"pytorch"},
     owners=["team:training"],
     pool="trainer",
@@ -90,7 +105,7 @@ class BaseModelConfig(dg.Config):
     ],
 )
 def base_model(run: Run, config: BaseModelConfig) -> None:
-    """A Llama 2 model trained from scratch on the corpus: AdamW, cosine schedule, next-token loss within documents."""
+    """A Llama 2 model trained from scratch on the corpus: AdamW, cosine schedule, next-token loss within documents; or an imported one."""
     import torch
 
     from model.causal_lm import CausalLM, PackedLoader, bits_per_byte
@@ -99,6 +114,9 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
     from model.training import Optimization, fit
     from model.weights import save_llama
 
+    if config.checkpoint:
+        _take_over(run, config)
+        return
     data = run.parent("pretraining/tokens")
     tokenizer_size = int(run.parent("tokenizer/sentencepiece").metrics["pieces"])
     shape = LlamaConfig(
@@ -114,8 +132,7 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
     network.init_weights(torch.Generator().manual_seed(config.seed))
 
     train = blocks(np.load(data.file("train.npy")), config.context)
-    held_out = {split: blocks(np.load(data.file(f"{split}.npy")), config.context) for split in ("validation", "test")}
-    sizes = {split: int(data.metrics[f"{split}_bytes"]) for split in held_out}
+    validation, size = blocks(np.load(data.file("validation.npy")), config.context), int(data.metrics["validation_bytes"])
     optimization = Optimization(learning_rate=config.learning_rate, steps=config.steps, warmup_steps=int(config.warmup_share * config.steps))
     result = fit(
         CausalLM(network, optimization),
@@ -125,13 +142,47 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
         precision=config.precision,
         log_every=config.log_every,
         progress=run.label,
-        validate=lambda: {"validation_bits_per_byte": bits_per_byte(network, held_out["validation"], sizes["validation"])},
+        validate=lambda: {"validation_bits_per_byte": bits_per_byte(network, validation, size)},
         validate_every=config.validate_every,
         resume=run.resume(config.execution),
         execution=run.execution(config.execution),
     )
     save_llama(network, run.directory)
     run.rows("training_metrics", result.rows)
+    run.metric("tokens_seen", result.tokens)
+    run.plot("loss", losses(result.rows))
+    _judge(run, network, config.context)
+
+
+def _take_over(run: Run, config: BaseModelConfig) -> None:
+    """The imported checkpoint as it is, in fp32. Raises TampuError for a reward model, and where the tokenizer is not the checkpoint's."""
+    from model.weights import load_llama, save_llama
+
+    found = imported(run.home, config.checkpoint)
+    if found.origin["kind"] != "llama":
+        raise TampuError(f"imported checkpoint {config.checkpoint!r} is a {found.origin['kind']} model: a base model must be a language model")
+    network = load_llama(run.file("model.safetensors").parent).float()
+    pieces, rows = int(run.parent("tokenizer/sentencepiece").metrics["pieces"]), network.config.vocab_size
+    if pieces != rows:
+        raise TampuError(
+            f"imported checkpoint {config.checkpoint!r} embeds {rows} tokens, and tokenizer/sentencepiece has {pieces}: "
+            f"set tokenizer/sentencepiece.checkpoint to {config.checkpoint!r} too"
+        )
+    save_llama(network, run.directory)
+    run.note("imported", found.told())
+    run.metric("tokens_seen", 0)
+    _judge(run, network, config.context)
+
+
+def _judge(run: Run, network: "Llama", context: int) -> None:
+    """Bits per byte on held-out text, beside what a uniform guess and the frequencies of single tokens give."""
+    from model.causal_lm import bits_per_byte
+    from model.packing import blocks
+
+    data = run.parent("pretraining/tokens")
+    tokenizer_size = network.config.vocab_size
+    held_out = {split: blocks(np.load(data.file(f"{split}.npy")), context) for split in ("validation", "test")}
+    sizes = {split: int(data.metrics[f"{split}_bytes"]) for split in held_out}
     bits = {split: bits_per_byte(network, held_out[split], sizes[split]) for split in held_out}
     train_ids = np.load(data.file("train.npy"))
     counts = np.bincount(train_ids, minlength=tokenizer_size) + 1.0
@@ -139,13 +190,11 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
     validation_ids = np.load(data.file("validation.npy"))
     unigram = float(-np.log2(probabilities[validation_ids]).sum() / sizes["validation"])
     uniform = float(np.log2(tokenizer_size) * len(validation_ids) / sizes["validation"])
-    run.metric("parameters", shape.parameter_count())
-    run.metric("tokens_seen", result.tokens)
+    run.metric("parameters", network.config.parameter_count())
     run.metric("validation_bits_per_byte", bits["validation"])
     run.metric("test_bits_per_byte", bits["test"])
     run.check("learned", passed=bits["validation"] < uniform, description=f"{bits['validation']:.3f} against {uniform:.3f}")
     run.check("beats_unigram", passed=bits["validation"] < unigram, description=f"{bits['validation']:.3f} against {unigram:.3f}")
-    run.plot("loss", losses(result.rows))
 
 
 class BaselineConfig(dg.Config):

@@ -16,7 +16,7 @@ from resources.errors import TampuError
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes of every stage. Tokens, steps and counts; never seconds."""
+    """Sizes of every stage. Tokens, steps and counts; never seconds. With `base_checkpoint` the network's sizes are that checkpoint's."""
 
     name: str
     seed: int = 0
@@ -25,6 +25,8 @@ class Profile:
     test_share: float = 0.22
     conversation_validation_share: float = 0.03
     conversation_test_share: float = 0.05
+    # an imported checkpoint that is the base model, with its tokenizer and chat format; empty: both are trained
+    base_checkpoint: str = ""
     # corpus and tokenizer
     conversations: int = 7168
     speeches_from_year: int = 2000
@@ -149,6 +151,31 @@ PROFILES["micro"] = replace(
     multiple_choice_items=16,
 )
 
+# SFT of SmolLM2-135M (arXiv 2502.02737) on a laptop; the network's sizes are the checkpoint's own, and learning rates our choice.
+PROFILES["smol"] = replace(
+    PROFILES["micro"],
+    name="smol",
+    base_checkpoint="smollm2-135m",
+    vocab_size=49152,
+    dim=576,
+    layers=30,
+    heads=9,
+    kv_heads=3,
+    context=256,
+    max_context=8192,
+    sft_tasks=100,
+    sft_unsafe=40,
+    sft_borderline=30,
+    sft_chats=80,
+    sft_learning_rate=1e-4,
+    reward_batch=8,
+    reward_learning_rate=2e-5,
+    reward_epochs=1,
+    ppo_learning_rate=1e-6,
+    ppo_critic_learning_rate=1e-5,
+    answer_tokens=40,
+)
+
 
 def load_profile(name: str) -> Profile:
     """A built-in profile by name, or one from a TOML file by path. Unknown names and keys are refused by name."""
@@ -169,6 +196,10 @@ def load_profile(name: str) -> Profile:
         if key not in kinds:
             raise TampuError(f"profile {name}: unknown key {key!r}; the keys are {', '.join(sorted(kinds))}")
         kind = kinds[key]
+        if kind is str:
+            if not isinstance(value, str):
+                raise TampuError(f"profile {name}: {key} = {value!r}, expected a text")
+            continue
         if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
             raise TampuError(f"profile {name}: {key} = {value!r}, expected {'a whole number' if kind is int else 'a number'}")
         least, below = 0 if key in MAY_BE_ZERO else 1e-12, 1 if key.endswith("_share") else math.inf

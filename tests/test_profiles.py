@@ -13,7 +13,7 @@ from resources.profiles import MAY_BE_ZERO, PROFILES, Profile, active, load_prof
 from resources.prompts.pool import PoolSizes, template_prompts
 from resources.splits import Split
 
-NUMBERS = {field.name: field.type for field in fields(Profile) if field.name != "name"}
+NUMBERS = {field.name: field.type for field in fields(Profile) if field.type in (int, float)}
 
 
 def toml(folder: Path, text: str, name: str = "mine") -> str:

@@ -14,13 +14,16 @@ def model_card(run: Run, scoreboard: str) -> str:
         for name in ("pretraining/base_model", "sft/model", "reward/helpfulness", "reward/safety", "rlhf/policy", "rlhf/ppo_policy")
     ]
     missed = "Measures below whose `met` is false miss their goal; `docs/measurements.md` gives the reasons and what was tried."
+    checkpoint = base.manifest["config"]["checkpoint"]
+    origin = f"begun with the imported checkpoint `{checkpoint}`" if checkpoint else "trained from scratch"
     parts = [
         f"# Model card: chat model of round {chat.partition}, profile {run.profile}",
         f"Data version `{chat.data_version}`. Selected on validation prompts by the annotator from {len(selection['candidates'])} candidates: "
         f"**{selection['selected']}** (`{selection['asset']}`).",
         "## Model details",
-        f"- Architecture: Llama 2 decoder, {base.metrics['parameters']:,} parameters, trained from scratch.",
-        f"- Input and output: text in Llama 2's chat format. Longest sequence {base.manifest['config']['max_context']} tokens.",
+        f"- Architecture: Llama 2 decoder, {base.metrics['parameters']:,} parameters, {origin}.",
+        f"- Input and output: text in {'that checkpoint' if checkpoint else 'Llama 2'}'s chat format. "
+        f"Longest sequence {base.json('config.json')['max_context']} tokens.",
         "- Licence of the code: Apache-2.0. Licences of the data are in `docs/data.md`.",
         "## Intended use",
         "- To show and to study the alignment recipe at a size that fits a laptop. It does not converse and knows no facts: do not deploy it.",
