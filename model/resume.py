@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class States:
         with temporary.open("wb") as file:
             hashed = _Hashed(file)
             try:
-                torch.save(content, hashed)
+                torch.save(content, cast(IO[bytes], hashed))
             except RuntimeError:
                 if hashed.trouble is not None:  # torch tells only that writing failed
                     raise hashed.trouble from None

@@ -57,12 +57,16 @@ class ExecutionConfig(dg.Config):
     NOT_IDENTITY: ClassVar[tuple[str, ...]] = tuple(
         f"execution.{name}" for name in ("save_every_steps", "save_every_minutes", "activation_checkpointing", "tensorboard")
     )
-    save_every_steps: int | None = Field(None, ge=1, description="steps between two saves of the state that a training can go on from")
-    save_every_minutes: float | None = Field(1.0, gt=0, description="minutes between two such saves; with both, whichever comes first")
-    activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory, a third more time")
-    tensorboard: bool = Field(False, description="write TensorBoard's event files below $TAMPU_HOME/tensorboard (needs the extra tensorboard)")
-    accumulate: int = Field(1, ge=1, description="parts in which a step's batch is read, for one update: less memory (not in PPO)")
-    compile: bool = Field(False, description="give the layers to torch.compile (not in PPO)")
+    save_every_steps: int | None = Field(default=None, ge=1, description="steps between two saves of the state that a training can go on from")
+    save_every_minutes: float | None = Field(default=1.0, gt=0, description="minutes between two such saves; with both, whichever comes first")
+    activation_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass: less memory, more time"
+    )
+    tensorboard: bool = Field(
+        default=False, description="event files below $TAMPU_HOME/tensorboard (extra tensorboard)"
+    )
+    accumulate: int = Field(default=1, ge=1, description="parts in which a step's batch is read, for one update: less memory (not in PPO)")
+    compile: bool = Field(default=False, description="give the layers to torch.compile (not in PPO)")
 
 
 @dataclass(frozen=True)
