@@ -59,12 +59,8 @@ class ExecutionConfig(dg.Config):
     )
     save_every_steps: int | None = Field(default=None, ge=1, description="steps between two saves of the state that a training can go on from")
     save_every_minutes: float | None = Field(default=1.0, gt=0, description="minutes between two such saves; with both, whichever comes first")
-    activation_checkpointing: bool = Field(
-        default=False, description="compute activations again in the backward pass: less memory, more time"
-    )
-    tensorboard: bool = Field(
-        default=False, description="event files below $TAMPU_HOME/tensorboard (extra tensorboard)"
-    )
+    activation_checkpointing: bool = Field(default=False, description="compute activations again in the backward pass: less memory, more time")
+    tensorboard: bool = Field(default=False, description="event files below $TAMPU_HOME/tensorboard (extra tensorboard)")
     accumulate: int = Field(default=1, ge=1, description="parts in which a step's batch is read, for one update: less memory (not in PPO)")
     compile: bool = Field(default=False, description="give the layers to torch.compile (not in PPO)")
 
