@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 Point = tuple[float, float]
@@ -76,7 +77,7 @@ def panels(names: Sequence[str], values: Mapping[str, Mapping[str, Sequence[floa
     return figure
 
 
-def histograms(values: Mapping[str, Sequence[float]], x: str, *, bins: int = 30) -> "Figure":
+def histograms(values: Mapping[str, "Sequence[float] | np.ndarray"], x: str, *, bins: int = 30) -> "Figure":
     """One outlined histogram a name on common bins, as shares of its own values."""
     import numpy as np
 

@@ -79,5 +79,5 @@ def batches(run: Run, config: BatchConfig) -> None:
     run.table("examples", accepted.filter(~pl.col("is_safety")).select("prompt", "chosen", "rejected", "rating").head(5))
     run.metric("safety_comparisons", int(accepted["is_safety"].sum()) if accepted.height else 0)
     counts = dict(accepted.group_by("rating").len().iter_rows())
-    shares = {rating: counts.get(rating, 0) / max(1, accepted.height) for rating in RATINGS}
+    shares = {str(rating): counts.get(rating, 0) / max(1, accepted.height) for rating in RATINGS}
     run.plot("ratings", bars(shares, f"share of {accepted.height:,} comparisons, by rating"))

@@ -80,11 +80,11 @@ def dataset(run: Run, config: DatasetConfig) -> None:
     run.metric("duplicates", together.height - unique.height)
     crossing = unique.group_by("prompt_id").agg(pl.col("part").replace("set_aside", "held_out").n_unique()).filter(pl.col("part") > 1)
     run.check("no_prompt_crosses", passed=crossing.is_empty(), description=f"{crossing.height} prompts cross")
-    most = unique.filter(pl.col("part") == "held_out").group_by("batch").len()["len"].max() or 0
+    most = max(unique.filter(pl.col("part") == "held_out").group_by("batch").len()["len"], default=0)
     aside = counts.get("set_aside", 0)
     run.check(
         "held_out_is_bounded",
-        passed=int(most) <= config.most_held_out,  # type: ignore[call-overload]
+        passed=most <= config.most_held_out,
         description=f"{most} at most a batch; {aside} more of held-out prompts are set aside and not trained on",
     )
     run.check("both_parts", passed=min(counts.get("train", 0), counts.get("held_out", 0)) > 0, description=str(counts))

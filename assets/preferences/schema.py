@@ -1,6 +1,7 @@
 """The comparison, the one form in which preferences are kept: from people, from the simulated annotator and from public sets alike."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -45,9 +46,9 @@ def sound(text: str) -> str:
     return text
 
 
-def check_roles(roles: list[str], *, last: str) -> None:
+def check_roles(roles: Sequence[str], *, last: str) -> None:
     """ValueError unless, after an optional system message, user and assistant take turns and `last` speaks last."""
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    spoken = roles[1:] if list(roles[:1]) == ["system"] else roles
     wrong = next((index for index, role in enumerate(spoken) if role != ("user", "assistant")[index % 2]), None)
     if wrong is not None or not spoken or spoken[-1] != last:
         shown = roles if wrong is None else roles[: len(roles) - len(spoken) + wrong + 1]
