@@ -61,12 +61,15 @@ def ingest(
     Anthropic's harmless set is taken for safety data by its name. Raises TampuError when nothing could be read.
     """
     raw = json_lines(file)
-    lines = reading.split_origin(raw).numbered
-    found = _detect(file, lines) if layout == "auto" else layout
+    parts = reading.split_origin(raw, (*formats.BY_NAME, *demonstrations.BY_NAME))
+    if parts.problem:
+        raise TampuError(f"{file}: {parts.problem}")
+    stated = parts.origin.format if parts.origin else None
+    found = layout if layout != "auto" else stated or _detect(file, parts.numbered)
     batch = name or _batch_name(file)
-    if found == reading.OWN:
-        if source or is_safety is not None or rating:
-            raise TampuError(f"{file} is in Tampu's own format, whose rows say source, is_safety and rating themselves: leave these options out")
+    if found == reading.OWN or stated:
+        if source or is_safety is not None or rating or found != (stated or found):
+            raise TampuError(f"{file} says itself how to read it (source, is_safety, rating, format): leave these options out")
         content = raw
     else:
         origin = reading.Origin(format=found, source=source or found, is_safety=is_safety, sha256=hashlib.sha256(raw).hexdigest())

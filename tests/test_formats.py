@@ -298,6 +298,7 @@ def test_a_file_is_placed_as_it_is_with_how_to_read_it_and_once(store: ArtifactS
     again = read_comparisons(placed)
     assert again.quarantined["line"].to_list() == [2] and again.accepted["is_safety"].to_list() == [True]
     assert ingest(store, path, name="copy").file == found.file
+    assert ingest(store, Path(str(found.file)), name="again").file == found.file
     assert list(batches_in(store.root)) == ["hh"]
 
 
