@@ -97,10 +97,9 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
         )
     benign = comparisons.filter((pl.col("part") == "train") & ~pl.col("is_safety") & pl.col("chosen_safe"))
     wanted = min(benign.height, round(config.benign_share * int(train["is_safety"].sum())))
-    points = [
-        Labelled(tokens(prompt, answer), unsafe=False)
-        for prompt, answer in benign.sample(n=wanted, seed=config.seed, shuffle=True).select("prompt", "rejected").iter_rows()
-    ]
+    answers = benign.sample(n=wanted, seed=config.seed, shuffle=True).select("prompt", "rejected").iter_rows()
+    harmless = (tokens(prompt, answer) for prompt, answer in answers)
+    points = [Labelled(dialogue, unsafe=False) for dialogue in harmless if len(dialogue) <= longest]
     reward = RewardModel.from_llama(chat_model)
     loader = ComparisonLoader(pairs, config.batch, seed=config.seed, margin=config.margin, labelled=points)
     steps = loader.steps(config.epochs)
