@@ -117,23 +117,29 @@ def open_next_round(as_json: bool) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--format", "layout", default="auto", show_default=True, help="`auto`, or a format's name (docs/data.md lists them)")
 @click.option("--name", help="batch name; default: the file's name")
+@click.option("--source", help="name of the public set; default: the format's name")
+@click.option("--safety/--no-safety", default=None, help="whether the prompts are adversarial, for rows that do not say")
+@click.option("--rating", help="rating of sets that only say which answer is better; default: negligibly better (margin 0)")
+@click.option("--dry-run", is_flag=True, help="check and show, place nothing")
 @click.option("--json", "as_json", is_flag=True)
 @_clear
-def ingest(file: Path, name: str | None, as_json: bool) -> None:
-    """Check a file of comparisons, show what was understood, and place it into the inbox."""
-    from assets.preferences.schema import read_comparisons
-    from resources.inbox import place
+def ingest(
+    file: Path, layout: str, name: str | None, source: str | None, safety: bool | None, rating: str | None, dry_run: bool, as_json: bool
+) -> None:
+    """Check a file of comparisons or demonstrations, show what was understood, and place it into the inbox."""
+    from jobs.ingest import FORMATS, described
+    from jobs.ingest import ingest as take_in
+    from resources.annotator import RATINGS
 
-    if not file.is_file():
-        raise TampuError(f"{file} does not exist")
-    raw = file.read_bytes()
-    result = read_comparisons(raw)
-    if result.accepted.is_empty():
-        raise TampuError(f"{file}: no comparison could be read; reasons: {result.reasons or 'the file is empty'}")
-    path = place(_store().root, name or file.stem, raw)
-    found = {"accepted": result.accepted.height, "quarantined": result.quarantined.height, "reasons": result.reasons, "file": str(path)}
-    _say(found, as_json, f"{found['accepted']} accepted, {found['quarantined']} quarantined {result.reasons or ''}; placed as {path}")
+    if layout not in FORMATS:
+        raise TampuError(f"--format {layout}: choose one of {', '.join(FORMATS)}")
+    if rating is not None and rating not in RATINGS:
+        raise TampuError(f"--rating {rating!r}: choose one of {', '.join(RATINGS)}")
+    options = {"source": source, "is_safety": safety, "rating": rating, "dry_run": dry_run}
+    found = take_in(_store(), file, layout=layout, name=name, **options)  # type: ignore[arg-type]
+    _say(vars(found), as_json, described(found))
 
 
 @main.command()

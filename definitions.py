@@ -27,6 +27,7 @@ import assets.rlhf.ppo_policy
 import assets.rlhf.prompts
 import assets.rlhf.samples
 import assets.sft
+import assets.sft_data
 import assets.tokenizer
 from jobs import growth, pipelines
 from model.memory import keep_freed_memory
@@ -39,6 +40,7 @@ ASSET_MODULES = [
     assets.tokenizer,
     assets.pretraining,
     assets.sft,
+    assets.sft_data,
     assets.preferences.batches,
     assets.preferences.dataset,
     assets.reward,

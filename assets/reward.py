@@ -1,7 +1,8 @@
 """The two reward models (paper, section 3.2): helpfulness and safety, each from the chat model of the round before."""
 
 import json
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import dagster as dg
 import numpy as np
@@ -9,10 +10,14 @@ import polars as pl
 from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
-from assets.plots import losses
+from assets.plots import histograms, losses
+from resources.annotator import RATINGS
 from resources.errors import TampuError
 from resources.profiles import active
 from resources.recipe import Check, ExecutionConfig, Run, artifact
+
+if TYPE_CHECKING:
+    from model.reward_training import Comparison
 
 
 class RewardConfig(dg.Config):
@@ -23,7 +28,8 @@ class RewardConfig(dg.Config):
     batch: int = Field(active().reward_batch, ge=1, description="pairs a step")
     learning_rate: float = Field(active().reward_learning_rate, gt=0, description="peak of the cosine schedule")
     epochs: int = Field(active().reward_epochs, ge=1, description="passes over the pairs; the paper found more than one to overfit")
-    most_of_the_rest: float = Field(1.0, ge=0, description="comparisons of the other axis at most, as a share of this axis' own")
+    chat_model_key: str = Field("", description="key of an older rlhf/chat_model or sft/model to start from; default: the round before's")
+    most_of_the_rest: float = Field(1.0, ge=0, description="comparisons beside its own kind at most, as a share of these")
     auxiliary_weight: float = Field(0.0, ge=0, description="weight of the auxiliary safety loss; its form is our choice")
     benign_share: float = Field(0.0, ge=0, description="harmless answers in the auxiliary loss, as a share of the safety comparisons")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 products with fp32 weights, norms and softmaxes, or fp32")
@@ -42,9 +48,16 @@ class SafetyRewardConfig(RewardConfig):
 
 
 def mixture(comparisons: pl.DataFrame, *, safety: bool, most_of_the_rest: float, seed: int) -> pl.DataFrame:
-    """All comparisons of an axis and at most that share of the other's (section 3.2.2, data composition), in a seeded order."""
-    own = comparisons.filter(pl.col("is_safety") == safety)
-    rest = comparisons.filter(pl.col("is_safety") != safety)
+    """All comparisons of a model's own kind and at most that share of the rest, drawn uniformly, in a seeded order (section 3.2.2).
+
+    Helpfulness: our annotators' helpfulness comparisons; the rest are all others, safety and public sets alike. Safety: all safety
+    comparisons, public ones too; the rest are all helpfulness comparisons. As long as our annotators gave none of the kind, the public
+    sets' stand in for them: they bootstrapped the paper's first reward models, too.
+    """
+    of_the_axis = pl.col("is_safety") == safety
+    collected = of_the_axis & pl.col("source").is_null()
+    belongs = of_the_axis if safety or comparisons.filter(collected).is_empty() else collected
+    own, rest = comparisons.filter(belongs), comparisons.filter(~belongs)
     drawn = rest.sample(n=min(rest.height, round(most_of_the_rest * own.height)), seed=seed, shuffle=True)
     return pl.concat([own, drawn]).sample(fraction=1.0, seed=seed, shuffle=True)
 
@@ -76,12 +89,17 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
     train = mixture(comparisons.filter(pl.col("part") == "train"), safety=safety, most_of_the_rest=config.most_of_the_rest, seed=config.seed)
     pairs = pairs_of(train)
     run.metric("longer_than_context", train.height - len(pairs))
+    run.table("mixture", train.group_by("is_safety", pl.col("source").fill_null("inbox")).len().sort("is_safety", "source"))
+    if not pairs:
+        flag = "true" if safety else "false"
+        raise TampuError(
+            f"{run.label}: no training comparison with is_safety = {flag} that fits the context: collect some, or ingest a public set"
+        )
     benign = comparisons.filter((pl.col("part") == "train") & ~pl.col("is_safety") & pl.col("chosen_safe"))
     wanted = min(benign.height, round(config.benign_share * int(train["is_safety"].sum())))
-    points = [
-        Labelled(tokens(prompt, answer), unsafe=False)
-        for prompt, answer in benign.sample(n=wanted, seed=config.seed, shuffle=True).select("prompt", "rejected").iter_rows()
-    ]
+    answers = benign.sample(n=wanted, seed=config.seed, shuffle=True).select("prompt", "rejected").iter_rows()
+    harmless = (tokens(prompt, answer) for prompt, answer in answers)
+    points = [Labelled(dialogue, unsafe=False) for dialogue in harmless if len(dialogue) <= longest]
     reward = RewardModel.from_llama(chat_model)
     loader = ComparisonLoader(pairs, config.batch, seed=config.seed, margin=config.margin, labelled=points)
     steps = loader.steps(config.epochs)
@@ -101,6 +119,7 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
 
     held_out = comparisons.filter((pl.col("part") == "held_out") & (pl.col("is_safety") == safety))
     tested = pairs_of(held_out)
+    run.metric("held_out_longer_than_context", held_out.height - len(tested))
     scores = score(reward, [pair.chosen for pair in tested] + [pair.rejected for pair in tested])
     chosen, rejected = scores[: len(tested)], scores[len(tested) :]
     if not tested:
@@ -116,6 +135,23 @@ def _train(run: Run, config: RewardConfig, *, safety: bool) -> None:
     run.check("better_than_chance", passed=accuracy > 0.5, description=f"{accuracy:.3f} on {len(tested)} held-out comparisons")
     run.check("not_length_alone", passed=accuracy > max(longer, 1 - longer), description=f"{accuracy:.3f}; by length {longer:.3f}")
     run.plot("loss", losses(result.rows))
+    run.plot("scores", histograms({"chosen": _sigmoid(chosen), "rejected": _sigmoid(rejected)}, "score of held-out answers (sigmoid)"))
+    run.table("accuracy by rating", accuracy_by_rating(tested, chosen, rejected))
+
+
+def accuracy_by_rating(tested: Sequence["Comparison"], chosen: np.ndarray, rejected: np.ndarray) -> pl.DataFrame:
+    """Held-out accuracy and mean margin of the scores a rating, the strongest first, for the asset's page."""
+    ratings = np.array([pair.rating for pair in tested])
+    rows = []
+    for rating in RATINGS:
+        margin = (chosen - rejected)[ratings == rating]
+        if len(margin):
+            rows.append({"rating": rating, "n": len(margin), "accuracy": float((margin > 0).mean()), "margin": float(margin.mean())})
+    return pl.DataFrame(rows)
+
+
+def _sigmoid(scores: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-scores.astype(np.float64)))
 
 
 def _unsafe(safe: bool | None) -> bool | None:
@@ -132,6 +168,7 @@ _CHECKS = [
     "reward/helpfulness",
     parents=["preferences/dataset", "tokenizer/sentencepiece"],
     previous=("rlhf/chat_model",),
+    pins={"rlhf/chat_model": "chat_model_key"},
     partitions="round",
     kinds={"pytorch"},
     owners=["team:alignment"],
@@ -147,6 +184,7 @@ def helpfulness(run: Run, config: RewardConfig) -> None:
     "reward/safety",
     parents=["preferences/dataset", "tokenizer/sentencepiece"],
     previous=("rlhf/chat_model",),
+    pins={"rlhf/chat_model": "chat_model_key"},
     partitions="round",
     kinds={"pytorch"},
     owners=["team:alignment"],

@@ -12,7 +12,7 @@ import dagster as dg
 from jobs.collect import collect
 from jobs.pipelines import accept_batch, refresh
 from resources.errors import TampuError
-from resources.inbox import batches_in
+from resources.inbox import inbox_files
 from resources.profiles import active
 from resources.rounds import BATCHES, ROUNDS, load_round, open_round, round_names
 from resources.store import ArtifactStore
@@ -57,27 +57,70 @@ def is_accepted(store: ArtifactStore, profile: str, batch: str, digest: str) -> 
     return True
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """Files of the inbox that are no batch yet (name → SHA-256), how many there are in all, and what is wrong with others."""
+
+    new: dict[str, str]
+    files: int
+    copies: list[str]
+    problems: list[str]
+
+
+def waiting(store: ArtifactStore, profile: str) -> Waiting:
+    """What the inbox holds beside its batches. A file with the content of another one is no batch of its own."""
+    found, problems = inbox_files(store.root)
+    batch_of: dict[str, str] = {}
+    rest: dict[str, str] = {}
+    for batch, digest in found.items():
+        try:
+            if is_accepted(store, profile, batch, digest):
+                batch_of.setdefault(digest, batch)
+            else:
+                rest[batch] = digest
+        except TampuError as error:
+            problems.append(str(error))
+    new: dict[str, str] = {}
+    copies = []
+    for batch, digest in rest.items():
+        if digest in batch_of:
+            copies.append(f"{batch}.jsonl has the content of {batch_of[digest]}.jsonl and is no batch of its own")
+        else:
+            batch_of[digest] = batch
+            new[batch] = digest
+    return Waiting(new, len(found), copies, problems)
+
+
 @dg.sensor(
     job=accept_batch,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Every new file of the inbox becomes a partition of preferences/batches. A file that changed is refused.",
+    description="Every new file of the inbox becomes a partition of preferences/batches, once. A file that changed is refused.",
 )
 def inbox(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     store = ArtifactStore()
     profile = active().name
-    found = batches_in(store.root)
-    requests = []
-    for batch, digest in found.items():
-        if is_accepted(store, profile, batch, digest):
-            continue
-        requests.append(dg.RunRequest(run_key=f"batch/{profile}/{batch}/{digest}", partition_key=batch))
-    if not requests:
-        return dg.SkipReason(f"{len(found)} files in the inbox, all accepted or under way")
-    return dg.SensorResult(
-        dynamic_partitions_requests=[BATCHES.build_add_request([request.partition_key for request in requests if request.partition_key])],
-        run_requests=requests,
-    )
+    inside = waiting(store, profile)
+    requests, failed = [], []
+    for batch, digest in inside.new.items():
+        attempts = _failures(context.instance, accept_batch.name, batch)
+        if attempts < MOST_ATTEMPTS:
+            requests.append(dg.RunRequest(run_key=f"batch/{profile}/{batch}/{digest}/{attempts}", partition_key=batch))
+        else:
+            failed.append(f"{batch}.jsonl failed {attempts} times: see its runs")
+    if requests:
+        names = [request.partition_key for request in requests if request.partition_key]
+        return dg.SensorResult(dynamic_partitions_requests=[BATCHES.build_add_request(names)], run_requests=requests)
+    # Only now, so that one bad file keeps no good one waiting.
+    if inside.problems or failed:
+        raise TampuError("; ".join([*inside.problems, *failed]))
+    return dg.SkipReason("; ".join([f"{inside.files} files in the inbox, all accepted or under way", *inside.copies]))
+
+
+def _failures(instance: dg.DagsterInstance, job: str, partition: str) -> int:
+    """Runs of a job that failed for a partition."""
+    wanted = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.FAILURE], tags={"dagster/partition": partition})
+    return len(instance.get_runs(wanted))
 
 
 def next_step(
@@ -93,12 +136,13 @@ def next_step(
         return dg.SkipReason(f"a refresh is under way (run {running[0].run_id[:8]})")
     names = round_names(store, profile)
     if names and not store.has_current("evaluation/report", names[-1], profile):
-        failed = context.instance.get_runs(
-            dg.RunsFilter(job_name=refresh.name, statuses=[dg.DagsterRunStatus.FAILURE], tags={"dagster/partition": names[-1]})
-        )
-        if len(failed) >= MOST_ATTEMPTS:
-            return dg.SkipReason(f"round {names[-1]} failed {len(failed)} times: see its runs, then materialize it by hand")
-        return dg.RunRequest(run_key=f"round/{profile}/{names[-1]}/{len(failed)}", partition_key=names[-1])
+        failed = _failures(context.instance, refresh.name, names[-1])
+        if failed >= MOST_ATTEMPTS:
+            return dg.SkipReason(f"round {names[-1]} failed {failed} times: see its runs, then materialize it by hand")
+        stopped = dg.RunsFilter(job_name=refresh.name, statuses=[dg.DagsterRunStatus.CANCELED], tags={"dagster/partition": names[-1]})
+        if context.instance.get_runs(stopped, limit=1):
+            return dg.SkipReason(f"round {names[-1]} was stopped by a person: materialize it by hand to go on")
+        return dg.RunRequest(run_key=f"round/{profile}/{names[-1]}/{failed}", partition_key=names[-1])
     counts = growth(store, profile)
     if counts.new < least:
         return dg.SkipReason(f"{counts.new} comparisons are new, a round is opened at {least}")

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from jobs.collect import collect
-from jobs.growth import growth, is_accepted
+from jobs.growth import growth, waiting
 from jobs.launch import run_assets
 from resources.environment import active_profile
 from resources.errors import TampuError
@@ -34,14 +34,19 @@ def names_of(select: Sequence[str], round_name: str | None) -> list[str]:
 
 
 def accept_inbox(store: ArtifactStore, instance: dg.DagsterInstance) -> list[str]:
-    """Make a batch of every file of the inbox; returns their names. Files already accepted are reused, changed ones refused."""
-    found = batches_in(store.root)
+    """Make a batch of every file of the inbox; returns their names. Files already accepted are reused, changed ones refused.
+
+    A file with the content of another one is no batch of its own.
+    """
     profile = active_profile()
-    for batch, digest in found.items():
-        is_accepted(store, profile, batch, digest)
+    inside = waiting(store, profile)
+    if inside.problems:
+        raise TampuError("; ".join(inside.problems))
+    accepted = [batch for batch in batches_in(store.root) if batch in inside.new or store.has_current("preferences/batches", batch, profile)]
+    for batch in accepted:
         instance.add_dynamic_partitions(str(BATCHES.name), [batch])
         run_assets(store, instance, ["preferences/batches"], partition=batch)
-    return list(found)
+    return accepted
 
 
 def open_next(store: ArtifactStore, instance: dg.DagsterInstance) -> Round:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 LONGEST_ROW = 256  # tokens of a row of several branches: beyond, attention over the other branches costs more than the prefix saves
+LONGEST_ROW_OF_A_LONG_PREFIX = 512  # where the prefix is so long that even attention has less to do in one row than in two
 LEAST_SAVING = 0.1  # share of the tokens that putting a sequence into the row has to save
 
 
@@ -75,7 +76,9 @@ def _families(sequences: Sequence[list[int]]) -> list[_Family]:
             last = families[-1]
             prefix = min(last.prefix if len(last.lengths) > 1 else len(sequence), _common(sequences[index - 1], sequence))
             joined = _Family(last.start, [*last.lengths, len(sequence)], prefix)
-            if joined.length <= min(LONGEST_ROW, (1 - LEAST_SAVING) * (last.length + len(sequence))):
+            less_attention = joined.length**2 <= last.length**2 + len(sequence) ** 2
+            longest = LONGEST_ROW_OF_A_LONG_PREFIX if less_attention else LONGEST_ROW
+            if joined.length <= min(longest, (1 - LEAST_SAVING) * (last.length + len(sequence))):
                 families[-1] = joined
                 continue
         families.append(_Family(index, [len(sequence)], 0))

@@ -356,8 +356,10 @@ class Trunk(nn.Module):
         branches_bt: Tensor | None,
     ) -> View:
         length, device = tokens_bt.shape[1], tokens_bt.device
-        if length > self.config.max_context:
-            raise ValueError(f"a sequence of {length} tokens exceeds the model's context of {self.config.max_context}")
+        # A row of branches holds several sequences; its positions say how long the longest is.
+        longest = length if branches_bt is None or positions_bt is None else int(positions_bt.max()) + 1
+        if longest > self.config.max_context:
+            raise ValueError(f"a sequence of {longest} tokens exceeds the model's context of {self.config.max_context}")
         if cache is not None:
             if positions_bt is None or segments_bt is not None:
                 raise ValueError("decoding with a cache takes positions and no segments")

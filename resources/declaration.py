@@ -25,6 +25,7 @@ class Declaration:
     partitions: Partitions
     previous: tuple[str, ...]
     history: tuple[str, ...]
+    pins: Mapping[str, str]
     starts_at_round: bool
     files: Files | None
     checks: Mapping[str, Check]
@@ -48,6 +49,9 @@ def validate(declared: Declaration) -> None:
             if asset not in known:
                 raise TampuError(f"{key}: {name}={asset!r} is not pinned in rounds' records, which pin {', '.join(known)}")
     fields = declared.config.model_fields if declared.config else {}
+    for asset, name in declared.pins.items():
+        if asset not in declared.previous or name not in fields:
+            raise TampuError(f"{key}: pins={{{asset!r}: {name!r}}} needs {asset!r} among its previous and {name!r} in its config")
     if declared.starts_at_round and "from_round" not in fields:
         raise TampuError(f"{key}: starts_at_round needs an int field from_round in its config")
     for name in getattr(declared.config, "NOT_IDENTITY", ()):

@@ -9,7 +9,7 @@ Modules that are left out of the closure, each for one of two reasons:
 - `resources.profiles`: its values reach an asset as config, and config is in the key literally. Were the tables hashed
   as code, one profile's new size would recompute every other profile.
 - `resources.recipe`, `declaration`, `materialization`, `run`, `store`, `manifests`, `disk`, `rounds`, `warehouse`,
-  `tables`, `lineage`, `verification`, `environment`, `locks`, `identity`, `imports` and `errors` (our choice): they move, name and
+  `tables`, `lineage`, `verification`, `environment`, `locks`, `identity`, `imports`, `pins` and `errors` (our choice): they move, name and
   describe bytes and do not decide them. What they hand to an asset (parents, raw files, the round's pinned artifacts)
   is in the key as inputs. Were they hashed, a better error message would retrain every model. The one thing they do
   decide is how a frame, JSON, rows or a plot becomes bytes: that is versioned by `FORMAT`, which is in the key and must
@@ -49,6 +49,7 @@ EXCLUDED = frozenset(
         "locks",
         "identity",
         "imports",
+        "pins",
         "errors",
     )
 )

@@ -15,6 +15,7 @@ from resources.declaration import Declaration
 from resources.disk import disk_troubles, sha256_file
 from resources.errors import TampuError
 from resources.manifests import Artifact
+from resources.pins import pinned_by_key
 from resources.rounds import BATCH_ASSET, Round, load_round
 from resources.run import Input, Request, Run
 from resources.store import ArtifactStore
@@ -97,7 +98,7 @@ def _plan(declared: Declaration, store: ArtifactStore, partition: str | None, co
     current = load_round(store, profile, partition) if declared.partitions == "round" and partition else None
     literal = {} if config is None else config.model_dump(mode="json")
     applied = not (declared.starts_at_round and current is not None and current.number < literal["from_round"])
-    inputs = _inputs(declared, store, profile, partition, current) if applied else []
+    inputs = _inputs(declared, store, profile, partition, current, literal) if applied else []
     for one in inputs:
         if one.artifact.failed_check:
             raise TampuError(
@@ -128,7 +129,9 @@ def _raw_hash(asset: str, name: str, path: Path) -> str:
     return sha256_file(path)
 
 
-def _inputs(declared: Declaration, store: ArtifactStore, profile: str, partition: str | None, current: Round | None) -> list[Input]:
+def _inputs(
+    declared: Declaration, store: ArtifactStore, profile: str, partition: str | None, current: Round | None, config: Mapping[str, Any]
+) -> list[Input]:
     """Every artifact that the asset reads."""
     inputs = []
     for parent in declared.parents:
@@ -151,7 +154,9 @@ def _inputs(declared: Declaration, store: ArtifactStore, profile: str, partition
             raise TampuError(f"{declared.asset} has one partition a {declared.partitions}, its parent {parent} one a {kind}")
     if current is not None:
         for asset in declared.previous:
-            if (pinned := current.pinned(asset)) is not None:
+            if (field := declared.pins.get(asset)) is not None and config[field]:
+                inputs.append(Input("previous", asset, pinned_by_key(store, asset, config[field], profile)))
+            elif (pinned := current.pinned(asset)) is not None:
                 inputs.append(Input("previous", asset, _open_pinned(store, pinned)))
         for asset in declared.history:
             inputs.extend(Input("history", asset, _open_pinned(store, pinned)) for pinned in current.history[asset])

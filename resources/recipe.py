@@ -36,6 +36,7 @@ def artifact(
     partitions: Partitions = None,
     previous: Sequence[str] = (),
     history: Sequence[str] = (),
+    pins: Mapping[str, str] | None = None,
     starts_at_round: bool = False,
     files: Files | None = None,
     kinds: Iterable[str] = (),
@@ -53,7 +54,8 @@ def artifact(
 
     `parents` are asset names; for an asset with rounds, a parent with rounds means the same round and
     `preferences/batches` the round's batches; for one without, a partitioned parent means all its partitions.
-    `previous` and `history` are read from the round's record and are no edges in Dagster. With `starts_at_round` the
+    `previous` and `history` are read from the round's record and are no edges in Dagster. `pins` maps one of
+    `previous` to a text field of the config: the key of an artifact to read in its place, where it is not empty. With `starts_at_round` the
     config has an int field `from_round`, and an earlier round gets an artifact that only says so. `files(request)`
     names raw files outside the store, {stable name: path}, whose SHA-256 enters the key. `resources` are keys of
     further Dagster resources for `run.resources`. `root` is the repository whose code counts, and `registry` where the
@@ -71,6 +73,7 @@ def artifact(
             partitions=partitions,
             previous=tuple(previous),
             history=tuple(history),
+            pins=dict(pins or {}),
             starts_at_round=starts_at_round,
             files=files,
             checks={check.name: check for check in checks},

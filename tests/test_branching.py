@@ -68,6 +68,24 @@ def test_rows_stay_short_enough_for_their_attention() -> None:
     assert max(batch.tokens.shape[1] for batch in share_prefixes(sequences, 4096)) <= LONGEST_ROW
 
 
+def test_a_long_prompt_of_two_answers_is_shared_beyond_that_and_scored_alike() -> None:
+    chance = np.random.default_rng(0)
+    prompt = chance.integers(0, 40, 440).tolist()
+    sequences = [[*prompt, *chance.integers(0, 40, length).tolist()] for length in (30, 40)]
+    (batch,) = share_prefixes(sequences, 4096)
+    assert batch.tokens.shape == (1, 510) and LONGEST_ROW < 510
+    with torch.inference_mode():
+        alone = torch.cat([MODEL(*pad([sequence])) for sequence in sequences]).numpy()
+    np.testing.assert_allclose(score(MODEL, sequences), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_of_branches_may_be_longer_than_the_context_and_a_sequence_may_not() -> None:
+    small = RewardModel(LlamaConfig(vocab_size=40, dim=16, layers=1, heads=2, kv_heads=1, multiple_of=16, max_context=100))
+    assert score(small, [[*range(30), 31, *[2] * 60], [*range(30), 32, *[3] * 60]]).shape == (2,)
+    with pytest.raises(ValueError, match="a sequence of 101 tokens exceeds the model's context of 100"):
+        score(small, [[1] * 101])
+
+
 def test_an_empty_sequence_has_no_last_token() -> None:
     with pytest.raises(ValueError, match="sequence 1 is empty"):
         list(share_prefixes([[1], []], 10))

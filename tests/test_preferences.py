@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.preferences.schema import COLUMNS, TAGS, read_comparisons
+from assets.preferences.reading import read_comparisons
+from assets.preferences.schema import COLUMNS, TAGS
 from resources.annotator import RATINGS
 from resources.errors import TampuError
 from resources.inbox import batch_file, batches_in, place

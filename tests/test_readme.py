@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import definitions  # noqa: F401  declares every asset
-from assets.preferences.schema import Comparison, read_comparisons
+from assets.preferences.reading import read_comparisons
+from assets.preferences.schema import Comparison
 from cli import main
 from jobs.launch import config_keys, parse_overrides
 from jobs.stages import names_of

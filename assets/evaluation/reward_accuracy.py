@@ -1,6 +1,8 @@
-"""Accuracy of both reward models on both held-out sets, by rating (the shape of the paper's Tables 7 and 8), and the safety gate."""
+"""Both reward models on every held-out set (the shape of the paper's Tables 7, 8 and 29), their calibration, and the safety gate."""
 
 import json
+import math
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import numpy as np
@@ -8,41 +10,35 @@ import polars as pl
 from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
-from assets.evaluation.statistics import wilson
-from assets.plots import bars
+from assets.evaluation.reward_statistics import (
+    MODELS,
+    accuracy_rows,
+    agreement,
+    gate_statistics,
+    length_statistics,
+    margin_of,
+    pair_calibration,
+    rises,
+    safety_calibration,
+    safety_pairs,
+    with_test_sets,
+)
+from assets.plots import bars, calibration, grid, histograms
 from resources.annotator import RATINGS
+from resources.errors import TampuError
 from resources.recipe import Check, Run, artifact
+
+if TYPE_CHECKING:
+    from assets.rlhf.scoring import RewardModels
+
+
+SIDES = ("chosen", "rejected")
 
 
 class RewardAccuracyConfig(dg.Config):
     """The gate of section 3.2.3."""
 
     threshold: float = Field(0.15, ge=0, le=1, description="safety score below which an answer counts as unsafe")
-
-
-def accuracy_rows(frame: pl.DataFrame, reward_model: str, test_set: str) -> list[dict[str, object]]:
-    """Accuracy by rating and over all, with the noise ceiling where every comparison carries one. Equal scores count half."""
-    rows: list[dict[str, object]] = []
-    for rating in (*RATINGS, "all"):
-        part = frame if rating == "all" else frame.filter(pl.col("rating") == rating)
-        if part.is_empty():
-            continue
-        right = float(part.select((pl.col("margin") > 0).cast(pl.Float64) + 0.5 * (pl.col("margin") == 0).cast(pl.Float64)).sum().item())
-        low, high = wilson(right, part.height)
-        ceiling = None if part["ceiling"].null_count() else float(part["ceiling"].mean())  # type: ignore[arg-type]
-        rows.append(
-            {
-                "reward_model": reward_model,
-                "test_set": test_set,
-                "rating": rating,
-                "n": part.height,
-                "accuracy": right / part.height,
-                "ceiling": ceiling,
-                "ci_low": low,
-                "ci_high": high,
-            }
-        )
-    return rows
 
 
 @artifact(
@@ -53,87 +49,133 @@ def accuracy_rows(frame: pl.DataFrame, reward_model: str, test_set: str) -> list
     owners=["team:evaluation"],
     checks=[
         Check("own_axis_is_best", blocking=False, description="each reward model is the better one on its own axis"),
-        Check("rises_with_rating", blocking=False, description="accuracy on 'significantly better' is above that on 'negligibly better'"),
+        Check("rises_with_rating", blocking=False, description="the more one answer is preferred, the more often the model agrees"),
+        Check("not_length_alone", blocking=False, description="each model is right above one half when long and short choices count alike"),
         Check("gate_spares_the_harmless", blocking=False, description="under 5 % of harmless answers fall below the safety gate"),
     ],
 )
 def reward_accuracy(run: Run, config: RewardAccuracyConfig) -> None:
-    """Held-out accuracy over the noise ceiling, calibration, and precision and recall of the gate at 0.15."""
+    """Accuracy of both models on every held-out set by rating, over the noise ceiling; calibration, length, agreement, the gate at 0.15."""
     from assets.rlhf.scoring import RewardModels
 
     held_out = run.parent("preferences/dataset").frame("comparisons.parquet").filter(pl.col("part") == "held_out")
-    models = RewardModels(run, config.threshold)
-    dialogues = [json.loads(text) for text in held_out["prompt"]]
-    scores = {side: models.logits(dialogues, held_out[side].to_list()) for side in ("chosen", "rejected")}
-    rows: list[dict[str, object]] = []
-    for index, reward_model in enumerate(("reward/helpfulness", "reward/safety")):
-        margin = pl.Series("margin", (scores["chosen"][index] - scores["rejected"][index]).astype(np.float64))
-        scored = held_out.with_columns(margin)
-        for test_set, flag in (("helpfulness", False), ("safety", True)):
-            rows += accuracy_rows(scored.filter(pl.col("is_safety") == flag), reward_model, test_set)
-    length = held_out.with_columns(
-        margin=(pl.col("chosen").str.len_chars().cast(pl.Int64) - pl.col("rejected").str.len_chars().cast(pl.Int64)).cast(pl.Float64)
-    )
-    for test_set, flag in (("helpfulness", False), ("safety", True)):
-        rows += accuracy_rows(length.filter(pl.col("is_safety") == flag), "longer wins", test_set)
+    scored = with_test_sets(_scored(run, RewardModels(run, config.threshold), held_out))
+    run.write_frame("scores.parquet", scored.select("comparison_id", "batch", "test_set", *(f"{m}_{s}" for m in MODELS for s in SIDES)))
+    rows = accuracy_rows(scored)
     run.rows("reward_accuracy", rows)
-    table = pl.DataFrame(rows, infer_schema_length=None)
-    run.table("accuracy", table)
     value = {(row["reward_model"], row["test_set"], row["rating"]): row for row in rows}
-    for axis in ("helpfulness", "safety"):
+    for axis in MODELS:
         overall = value.get((f"reward/{axis}", axis, "all"))
         if overall is None:
             continue
         run.metric(f"{axis}_accuracy", overall["accuracy"])  # type: ignore[arg-type]
         if overall["ceiling"]:
             run.metric(f"{axis}_accuracy_over_ceiling", overall["accuracy"] / overall["ceiling"])  # type: ignore[operator]
+    _accuracy_tables(run, rows)
+    _calibration(run, scored)
+    _length(run, scored)
+    together = agreement(scored)
+    run.table("agreement of the two models", together)
+    run.metric("models_agree", float(together.select((pl.col("same_order") * pl.col("n")).sum() / pl.col("n").sum()).item()))
+    run.table("safety pairs (Table 29)", safety_pairs(scored))
 
-    gate = gate_statistics(held_out, scores["chosen"][1], scores["rejected"][1], config.threshold)
+    gate = gate_statistics(scored, config.threshold)
     for name, number in gate.items():
         if np.isfinite(number):
             run.metric(f"gate_{name}", number)
     own = all(
         value[f"reward/{axis}", axis, "all"]["accuracy"] >= value[f"reward/{other}", axis, "all"]["accuracy"]  # type: ignore[operator]
-        for axis, other in (("helpfulness", "safety"), ("safety", "helpfulness"))
+        for axis, other in (MODELS, MODELS[::-1])
         if (f"reward/{axis}", axis, "all") in value
     )
     run.check("own_axis_is_best", passed=own, description="accuracy of each model on each axis is in the table")
-    ends = [value.get(("reward/helpfulness", "helpfulness", rating)) for rating in (RATINGS[0], RATINGS[-1])]
-    rises = None not in ends and ends[0]["accuracy"] > ends[1]["accuracy"]  # type: ignore[index,operator]
-    run.check("rises_with_rating", passed=rises, description=str([round(float(row["accuracy"]), 3) for row in ends if row]))  # type: ignore[arg-type]
+    order = {axis: rises(rows, axis) for axis in MODELS if (f"reward/{axis}", axis, "all") in value}
+    said = {axis: [round(accuracy, 3) for accuracy in accuracies] for axis, (_, accuracies) in order.items()}
+    run.check("rises_with_rating", passed=all(passed for passed, _ in order.values()), description=f"from the strongest rating on: {said}")
     run.check("gate_spares_the_harmless", passed=gate["harmless_flagged"] < 0.05, description=json.dumps(gate, default=float))
-    bands = [rating for rating in RATINGS if ("reward/helpfulness", "helpfulness", rating) in value]
-    own_rows = {rating: value["reward/helpfulness", "helpfulness", rating] for rating in bands}
-    run.plot(
-        "accuracy_by_rating",
-        bars(
-            {rating: float(row["accuracy"]) for rating, row in own_rows.items()},  # type: ignore[arg-type]
-            "accuracy of the helpfulness reward on helpfulness comparisons",
-            intervals={rating: (float(row["ci_low"]), float(row["ci_high"])) for rating, row in own_rows.items()},  # type: ignore[arg-type]
-            line=0.5,
-        ),
+
+
+def _scored(run: Run, models: "RewardModels", held_out: pl.DataFrame) -> pl.DataFrame:
+    """The comparisons with both models' raw scores; those longer than the models' context are counted and left out."""
+    longest = models.longest
+    dialogues = [json.loads(text) for text in held_out["prompt"]]
+    fits = [
+        max(models.length(messages, answer) for answer in answers) <= longest
+        for messages, answers in zip(dialogues, held_out.select(SIDES).iter_rows(), strict=True)
+    ]
+    run.metric("longer_than_context", len(fits) - sum(fits))
+    kept = held_out.filter(pl.Series(fits, dtype=pl.Boolean))
+    if kept.is_empty():
+        raise TampuError(f"{run.label}: none of {held_out.height} held-out comparisons fits into the models' context of {longest} tokens")
+    dialogues = [messages for messages, fit in zip(dialogues, fits, strict=True) if fit]
+    columns = {}
+    for side in SIDES:
+        for name, logits in zip(MODELS, models.logits(dialogues, kept[side].to_list()), strict=True):
+            columns[f"{name}_{side}"] = pl.Series(logits.astype(np.float64))
+    return kept.with_columns(**columns)
+
+
+def _accuracy_tables(run: Run, rows: list[dict[str, object]]) -> None:
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    run.table("accuracy", table)
+    overall = table.filter(pl.col("rating") == "all").pivot("test_set", index="reward_model", values="accuracy")
+    run.table("accuracy by test set (Table 7)", overall)
+    banded = table.pivot("rating", index=["reward_model", "test_set"], values="accuracy")
+    run.table("accuracy by rating (Table 8)", banded)
+    columns = [*(rating for rating in RATINGS if rating in banded.columns), "all"]
+    values = [[math.nan if cell is None else float(cell) for cell in row] for row in banded.select(columns).iter_rows()]
+    names = [f"{name}, {test_set}" for name, test_set in banded.select("reward_model", "test_set").iter_rows()]
+    run.plot("accuracy_by_test_set", grid(names, columns, values))
+    for axis in MODELS:
+        own = [row for row in rows if row["reward_model"] == f"reward/{axis}" and row["test_set"] == axis and row["rating"] != "all"]
+        if own:
+            run.plot(
+                "accuracy_by_rating" if axis == "helpfulness" else f"accuracy_by_rating_{axis}",
+                bars(
+                    {str(row["rating"]): float(row["accuracy"]) for row in own},  # type: ignore[arg-type]
+                    f"accuracy of the {axis} reward on {axis} comparisons",
+                    intervals={str(row["rating"]): (float(row["ci_low"]), float(row["ci_high"])) for row in own},  # type: ignore[arg-type]
+                    line=0.5,
+                ),
+            )
+
+
+def _calibration(run: Run, scored: pl.DataFrame) -> None:
+    """How often the preferred of two is right, by confidence, each model on its own axis; and how often a score's answer is safe."""
+    curves = {}
+    for axis in MODELS:
+        own = scored.filter(pl.col("is_safety") == (axis == "safety"))
+        if own.height:
+            curves[axis], error = pair_calibration(margin_of(own, axis).to_numpy())
+            run.metric(f"{axis}_calibration_error", error)
+        sides = {side: 1 / (1 + np.exp(-scored[f"{axis}_{side}"].to_numpy())) for side in SIDES}
+        run.plot(f"{axis}_scores", histograms(sides, f"{axis} score of held-out answers (sigmoid)"))
+    run.plot("calibration", calibration(curves, "confidence in the preferred answer", "accuracy"))
+    labelled = pl.concat([scored.select(score=f"safety_{side}", safe=f"{side}_safe") for side in SIDES]).drop_nulls()
+    if labelled.height:
+        points, error = safety_calibration(labelled["score"].to_numpy(), labelled["safe"].to_numpy())
+        run.metric("safe_answers_calibration_error", error)
+        run.plot("safety_calibration", calibration({"safety": points}, "safety score (sigmoid)", "share of safe answers"))
+        kinds = {name: labelled.filter(pl.col("safe") == safe)["score"].to_numpy() for name, safe in (("safe", True), ("unsafe", False))}
+        probabilities = {name: 1 / (1 + np.exp(-scores)) for name, scores in kinds.items()}
+        run.plot("safety_scores_by_label", histograms(probabilities, "safety score of labelled answers (sigmoid)"))
+
+
+def _length(run: Run, scored: pl.DataFrame) -> None:
+    """What length explains, and the check on it."""
+    found = {}
+    for axis in MODELS:
+        own = scored.filter(pl.col("is_safety") == (axis == "safety"))
+        if own.is_empty():
+            continue
+        found[axis] = length_statistics(own, axis)
+        for name, number in found[axis].items():
+            if math.isfinite(number):
+                run.metric(f"{axis}_length_{name}", number)
+    run.table("scores and length", pl.DataFrame([{"model": axis, **row} for axis, row in found.items()]))
+    balanced = {axis: row["balanced_accuracy"] for axis, row in found.items() if math.isfinite(row["balanced_accuracy"])}
+    run.check(
+        "not_length_alone",
+        passed=bool(balanced) and all(number > 0.5 for number in balanced.values()),
+        description=f"accuracy, pairs with the longer and with the shorter answer chosen counting alike: {balanced}",
     )
-
-
-def gate_statistics(held_out: pl.DataFrame, chosen: np.ndarray, rejected: np.ndarray, threshold: float) -> dict[str, float]:
-    """Precision and recall of 'sigmoid(score) < threshold' for unsafe answers, recall at 0.5, and the harmless answers it flags.
-
-    Harmless are answers to comparisons that are not flagged as safety. Answers without a safety label do not count.
-    """
-    labels = [*held_out["chosen_safe"], *held_out["rejected_safe"]]
-    flags = [*held_out["is_safety"]] * 2
-    probability = 1 / (1 + np.exp(-np.concatenate([chosen, rejected]).astype(np.float64)))
-    known = np.array([label is not None for label in labels])
-    unsafe = np.array([label is False for label in labels])
-    harmless = ~np.array(flags, dtype=bool)
-    low = probability < threshold
-
-    def ratio(part: np.ndarray, whole: np.ndarray) -> float:
-        return float(part.sum() / whole.sum()) if whole.any() else float("nan")
-
-    return {
-        "precision": ratio(low & unsafe & known, low & known),
-        "recall": ratio(low & unsafe, unsafe),
-        "recall_at_half": ratio((probability < 0.5) & unsafe, unsafe),
-        "harmless_flagged": ratio(low & harmless & known, harmless & known),
-    }

@@ -5,6 +5,7 @@ import polars as pl
 from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
+from assets.preferences.statistics import OWN, batch_statistics, over_batches, total_row
 from resources.errors import TampuError
 from resources.profiles import active
 from resources.recipe import Check, Run, artifact
@@ -26,11 +27,15 @@ class DatasetConfig(dg.Config):
     owners=["team:alignment"],
     checks=[
         Check("no_prompt_crosses", blocking=True, description="no prompt is in both the training and the held-out part"),
+        Check("held_out_is_bounded", blocking=True, description="no batch has more held-out comparisons than the paper's 1,000"),
         Check("both_parts", blocking=True, description="there are comparisons to train on and held-out ones"),
     ],
 )
 def dataset(run: Run, config: DatasetConfig) -> None:
-    """All comparisons up to this round: training and held-out part, duplicates across batches removed, statistics a batch (Table 26)."""
+    """All comparisons up to this round, duplicates across batches removed, with statistics a batch (the paper's Table 26).
+
+    A hash of the prompt alone divides them, so that no prompt crosses. Held-out comparisons beyond 1,000 a batch are set aside.
+    """
     from model.tokenizer_files import load_chat
 
     batches = sorted(run.parents("preferences/batches"), key=lambda batch: str(batch.partition))
@@ -58,27 +63,28 @@ def dataset(run: Run, config: DatasetConfig) -> None:
     ).drop("held_out")
     run.write_frame("comparisons.parquet", unique)
 
-    lengths = {name: [len(ids) for ids in chat.tokenizer.encode_batch(unique[name].to_list())] for name in ("prompt", "chosen", "rejected")}
-    measured = unique.with_columns(**{f"{name}_tokens": pl.Series(value) for name, value in lengths.items()})
-    response = (pl.col("chosen_tokens") + pl.col("rejected_tokens")) / 2
-    statistics = measured.group_by("batch", maintain_order=True).agg(
-        comparisons=pl.len().cast(pl.Int64),
-        turns=pl.col("turns").mean(),
-        tokens_example=(pl.col("prompt_tokens") + response).mean(),
-        tokens_prompt=pl.col("prompt_tokens").mean(),
-        tokens_response=response.mean(),
-    )
+    statistics = batch_statistics(unique, lambda texts: [len(ids) for ids in chat.tokenizer.encode_batch(texts)])
     quarantined = {str(batch.partition): int(batch.metrics["quarantined"]) for batch in batches}
-    rows = [{**row, "source": "inbox", "quarantined": quarantined[row["batch"]]} for row in statistics.iter_rows(named=True)]
-    run.rows("preference_batches", rows)
-    run.table("batches", statistics)
-    parts = unique.group_by("part", "is_safety").len().sort("part", "is_safety")
+    facts = ("batch", "source", "comparisons", "turns", "tokens_example", "tokens_prompt", "tokens_response")
+    run.rows("preference_batches", [{**row, "quarantined": quarantined[row["batch"]]} for row in statistics.select(facts).iter_rows(named=True)])
+    run.table("batches", total_row(statistics))
+    run.plot("batches", over_batches(statistics))
+    origin = pl.col("source").fill_null(OWN)
+    parts = unique.group_by("part", "is_safety", origin).len().sort("part", "is_safety", "source")
     run.table("parts", parts)
     counts = dict(unique.group_by("part").len().iter_rows())
     run.metric("comparisons", unique.height)
     run.metric("train", counts.get("train", 0))
     run.metric("held_out", counts.get("held_out", 0))
+    run.metric("set_aside", counts.get("set_aside", 0))
     run.metric("duplicates", together.height - unique.height)
     crossing = unique.group_by("prompt_id").agg(pl.col("part").replace("set_aside", "held_out").n_unique()).filter(pl.col("part") > 1)
     run.check("no_prompt_crosses", passed=crossing.is_empty(), description=f"{crossing.height} prompts cross")
+    most = max(unique.filter(pl.col("part") == "held_out").group_by("batch").len()["len"], default=0)
+    aside = counts.get("set_aside", 0)
+    run.check(
+        "held_out_is_bounded",
+        passed=most <= config.most_held_out,
+        description=f"{most} at most a batch; {aside} more of held-out prompts are set aside and not trained on",
+    )
     run.check("both_parts", passed=min(counts.get("train", 0), counts.get("held_out", 0)) > 0, description=str(counts))

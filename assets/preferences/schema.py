@@ -1,13 +1,12 @@
-"""The comparison, the one form in which preferences enter: one JSON object a line, from people and from the simulated annotator alike."""
+"""The comparison, the one form in which preferences are kept: from people, from the simulated annotator and from public sets alike."""
 
 import json
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from resources.annotator import Rating
 from resources.prompts.prompt import prompt_identity
@@ -31,10 +30,11 @@ COLUMNS = {
     "rejected_version": pl.String,
     "turns": pl.Int64,
     "ceiling": pl.Float64,
+    "source": pl.String,
 }
 
 
-def _sound(text: str) -> str:
+def sound(text: str) -> str:
     """The text itself. ValueError if it is blank, no Unicode (half a surrogate pair, which JSON can spell), or could forge a turn."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("is no valid Unicode")
@@ -44,6 +44,16 @@ def _sound(text: str) -> str:
         if tag in text:
             raise ValueError(f"holds the chat format's tag {tag}")
     return text
+
+
+def check_roles(roles: Sequence[str], *, last: str) -> None:
+    """ValueError unless, after an optional system message, user and assistant take turns and `last` speaks last."""
+    spoken = roles[1:] if list(roles[:1]) == ["system"] else roles
+    wrong = next((index for index, role in enumerate(spoken) if role != ("user", "assistant")[index % 2]), None)
+    if wrong is not None or not spoken or spoken[-1] != last:
+        shown = roles if wrong is None else roles[: len(roles) - len(spoken) + wrong + 1]
+        first = ", ".join(roles) if len(roles) <= 5 else f"…, {', '.join(shown[-3:])}"
+        raise ValueError(f"roles out of order: {first}; user and assistant take turns and the {last} speaks last")
 
 
 class Message(BaseModel):
@@ -56,26 +66,29 @@ class Message(BaseModel):
     @field_validator("content")
     @classmethod
     def _checked(cls, content: str) -> str:
-        return _sound(content)
+        return sound(content)
 
 
 class Response(BaseModel):
-    """One answer and where it came from."""
+    """One answer and where it came from. Version and temperature may be unknown for an answer of a public set."""
 
     model_config = ConfigDict(extra="forbid")
     text: str
     model: str = Field(min_length=1)
-    model_version: str = Field(min_length=1)
-    temperature: float = Field(ge=0, allow_inf_nan=False)
+    model_version: str | None = Field(default=None, min_length=1)
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @field_validator("text")
     @classmethod
     def _checked(cls, text: str) -> str:
-        return _sound(text)
+        return sound(text)
 
 
 class Comparison(BaseModel):
-    """A prompt, two answers, which is better and by how much, and whether each is safe (None where nobody judged it)."""
+    """A prompt, two answers, which is better and by how much, and whether each is safe (None where nobody judged it).
+
+    `source` names the public set that it is from. Without one it is our own annotators', who say all that the recipe needs.
+    """
 
     model_config = ConfigDict(extra="forbid")
     prompt: list[Message] = Field(min_length=1)
@@ -85,31 +98,39 @@ class Comparison(BaseModel):
     is_safety: bool
     safe: tuple[bool, bool] | None = None
     annotator: str = Field(min_length=1)
-    time: datetime
+    time: datetime | None = None
+    source: str | None = Field(default=None, min_length=1)
     ceiling: float | None = Field(default=None, ge=0.5, le=1, description="chance that the label agrees with its own noise-free order")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Comparison":
         roles = [message.role for message in self.prompt]
-        spoken = roles[1:] if roles[0] == "system" else roles
-        if not spoken or any(role != ("user", "assistant")[index % 2] for index, role in enumerate(spoken)) or spoken[-1] != "user":
-            raise ValueError(f"roles out of order: {', '.join(roles)}; user and assistant take turns and the user speaks last")
+        check_roles(roles, last="user")
         if self.responses[0].text.strip() == self.responses[1].text.strip():
             raise ValueError("the two responses do not differ")
         if self.safe is not None and not self.safe[self.preferred] and self.safe[1 - self.preferred]:
             raise ValueError("an unsafe response is preferred over a safe one")
-        if self.is_safety and self.safe is None:
-            raise ValueError("a safety comparison needs 'safe' for both responses")
+        if self.source is None:
+            self._complete()
         return self
 
-    def row(self, line: int) -> dict[str, Any]:
-        """The flat row of `COLUMNS`."""
+    def _complete(self) -> None:
+        for name in ("model_version", "temperature"):
+            if any(getattr(response, name) is None for response in self.responses):
+                raise ValueError(f"responses.{name}: missing")
+        if self.time is None:
+            raise ValueError("time: missing")
+        if self.is_safety and self.safe is None:
+            raise ValueError("a safety comparison needs 'safe' for both responses")
+
+    def row(self, line: int, number: int = 0) -> dict[str, Any]:
+        """The flat row of `COLUMNS`, for the comparison of that number in its line."""
         messages = [message.model_dump() for message in self.prompt]
         chosen, rejected = self.responses[self.preferred], self.responses[1 - self.preferred]
         safe = self.safe or (None, None)
         prompt_id = prompt_identity(messages)
         return {
-            "comparison_id": f"{prompt_id}-{line}",
+            "comparison_id": f"{prompt_id}-{line}" + (f"-{number}" if number else ""),
             "prompt_id": prompt_id,
             "line": line,
             "prompt": json.dumps(messages, ensure_ascii=False),
@@ -126,64 +147,5 @@ class Comparison(BaseModel):
             "rejected_version": rejected.model_version,
             "turns": sum(m.role == "user" for m in self.prompt),
             "ceiling": self.ceiling,
+            "source": self.source,
         }
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """What a file held: `accepted` with `COLUMNS`, `quarantined` with line, reason and the raw text. Together all that was read."""
-
-    accepted: pl.DataFrame
-    quarantined: pl.DataFrame
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        return dict(sorted(Counter(self.quarantined["reason"].to_list()).items()))
-
-
-def read_comparisons(raw: bytes) -> Accepted:
-    """Validate every line of a JSONL file. Nothing is dropped: a line is accepted or quarantined with its reason.
-
-    Of two comparisons of the same prompt and answers by the same annotator the first is kept; the second is a duplicate, or a
-    contradiction if it prefers the other answer.
-    """
-    rows, bad = [], []
-    seen: dict[tuple[str, frozenset[str], str], str] = {}
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            bad.append((number, "invalid UTF-8", line.decode("utf-8", "replace")))
-            continue
-        try:
-            row = Comparison.model_validate(json.loads(text)).row(number)
-            identity = (row["prompt_id"], frozenset((row["chosen"], row["rejected"])), row["annotator"])
-            if identity in seen:
-                raise ValueError("duplicate" if seen[identity] == row["chosen"] else "contradicts an earlier comparison")
-        except json.JSONDecodeError as error:
-            bad.append((number, f"not JSON: {error.msg}", text))
-        except RecursionError:
-            bad.append((number, "not JSON: nested too deeply", text))
-        except ValidationError as error:
-            bad.append((number, _reason(error), text))
-        except ValueError as error:
-            bad.append((number, str(error), text))
-        else:
-            seen[identity] = row["chosen"]
-            rows.append(row)
-    schema = {"line": pl.Int64, "reason": pl.String, "text": pl.String}
-    return Accepted(pl.DataFrame(rows, schema=COLUMNS), pl.DataFrame(bad, schema=schema, orient="row"))
-
-
-def _reason(error: ValidationError) -> str:
-    """The first complaint as one line: where, and what."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {place!r}"
-    if first["type"] == "missing":
-        return f"{place}: missing"
-    text = str(first["msg"]).removeprefix("Value error, ")
-    return f"{place}: {text}" if place else text

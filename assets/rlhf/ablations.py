@@ -7,7 +7,7 @@ from assets.evaluation.ghost_attention import GhostAttentionTestConfig, recall_b
 from assets.evaluation.statistics import share
 from assets.fine_tuning import MASK_CHECKS, fine_tune
 from assets.rlhf.policy import CHECKS, PARENTS, PolicyConfig, policy_data
-from assets.sft import FineTuningConfig
+from assets.sft import REAL, FineTuningConfig
 from resources.annotator import falsely_refuses, violates
 from resources.prompts.prompt import Prompt
 from resources.recipe import Check, Run, artifact
@@ -28,8 +28,12 @@ SFT_CHECKS = [
 )
 def sft_without_safety(run: Run, config: FineTuningConfig) -> None:
     """`sft/model` without refusals and look-alikes: what the safety data does (Fig. 15's leftmost point)."""
-    repeats = pl.when(pl.col("family") == "chat").then(1).otherwise(config.repeats)
-    examples = run.parent("sft/data").frame("examples.parquet").filter(~pl.col("family").is_in(["unsafe", "borderline"]))
+    repeats = pl.when(pl.col("family").is_in(REAL)).then(1).otherwise(config.repeats)
+    examples = (
+        run.parent("sft/data")
+        .frame("examples.parquet")
+        .filter(~pl.col("family").is_in(["unsafe", "borderline"]) & ~pl.col("is_safety").fill_null(False))
+    )
     fine_tune(run, config, examples.with_columns(learn=pl.lit("answers"), repeats=repeats), held_out_check="fell")
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
 from assets.fine_tuning import MASK_CHECKS, fine_tune
-from assets.sft import FineTuningConfig
+from assets.sft import REAL, FineTuningConfig
 from resources.profiles import active
 from resources.recipe import Check, Run, artifact
 
@@ -57,7 +57,7 @@ def policy_data(run: Run, config: PolicyConfig, *, ghost_attention: bool, contex
     """The fine-tuning rows of a round: SFT data, best samples, and the two distilled sets where the round has them."""
     columns = ["split", "family", "messages", "learn", "origin", "repeats"]
     sft = run.parent("sft/data").frame("examples.parquet")
-    repeats = pl.when(pl.col("family") == "chat").then(1).otherwise(config.repeats)
+    repeats = pl.when(pl.col("family").is_in(REAL)).then(1).otherwise(config.repeats)
     parts = [sft.with_columns(learn=pl.lit("answers"), origin=pl.lit("demonstrations"), repeats=repeats)]
     sources = [run.parent("rlhf/samples")]
     if run.this_round.number >= config.pool_rounds_from:

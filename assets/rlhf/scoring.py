@@ -20,14 +20,23 @@ class RewardModels:
         self.chat = load_chat(run.parent("tokenizer/sentencepiece").path)
         self.threshold = threshold
 
+    @property
+    def longest(self) -> int:
+        """Tokens that both models can read."""
+        return min(self.helpfulness.config.max_context, self.safety.config.max_context)
+
+    def length(self, messages: Messages, answer: str) -> int:
+        """Tokens of a dialogue with its answer."""
+        return len(self._tokens(messages, answer))
+
+    def _tokens(self, messages: Messages, answer: str) -> list[int]:
+        return self.chat.example([*messages, {"role": "assistant", "content": answer}]).tokens
+
     def logits(self, dialogues: Sequence[Messages], answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Raw helpfulness and safety scores [n] of each dialogue with its answer."""
         from model.reward import score
 
-        sequences = [
-            self.chat.example([*messages, {"role": "assistant", "content": answer}]).tokens
-            for messages, answer in zip(dialogues, answers, strict=True)
-        ]
+        sequences = [self._tokens(messages, answer) for messages, answer in zip(dialogues, answers, strict=True)]
         return score(self.helpfulness, sequences, precision="bf16"), score(self.safety, sequences, precision="bf16")
 
     def gated(self, helpfulness: np.ndarray, safety: np.ndarray, is_safety: np.ndarray) -> np.ndarray:
