@@ -340,6 +340,8 @@ class Trunk(nn.Module):
         """Last hidden states [b, t, d] after the norm; see `Llama.hidden`. `branches_bt` as in `model.branching.BranchedRows`."""
         view = self._view(tokens_bt, positions_bt, segments_bt, cache, branches_bt)
         x_btd = self.embedding(tokens_bt)
+        if x_btd.device.type == "cpu":
+            view.bias_bts  # noqa: B018  made outside the layers, since torch.compile can not look into the lock of a cached property
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_btd = checkpoint(layer, x_btd, view, use_reentrant=False, preserve_rng_state=False)

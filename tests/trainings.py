@@ -93,6 +93,8 @@ def train(kind: str, resume: Resume | None = None, during: Callable[[int], None]
     """What a training leaves: a hash of its weights, its rows, and the calls of its checkpoint hook; `during(step)` runs in each step."""
     module, loader, arguments = setting(kind)
     calls: list[tuple[int, str]] = []
+    if "patience" in changes:
+        module.patience = changes.pop("patience")  # type: ignore[assignment]
     if kind == "noisy":
         arguments["validate"] = lambda: {"weight": float(module.model.trunk.embedding.weight.double().sum())}
     if during is not None:
