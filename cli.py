@@ -287,15 +287,19 @@ def generate(model: str, prompt: str, raw: bool, temperature: float, top_p: floa
 @_clear
 def chat(model: str, system: str | None, temperature: float, top_p: float, max_new_tokens: int) -> None:
     """Talk to MODEL (as for `generate`); an empty line ends the talk."""
-    from jobs.models import answerer, open_model
+    from jobs.models import open_model, streamer
 
-    talk = answerer(open_model(_store(), model), temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    talk = streamer(open_model(_store(), model), temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     while text := click.prompt("you", default="", show_default=False).strip():
         messages.append({"role": "user", "content": text})
-        answer = talk(messages, len(messages))
-        messages.append({"role": "assistant", "content": answer or "..."})
-        click.echo(f"model: {answer}")
+        answer = ""
+        click.echo("model: ", nl=False)
+        for piece in talk(messages, len(messages)):
+            click.echo(piece if answer else piece.lstrip(), nl=False)
+            answer += piece
+        click.echo()
+        messages.append({"role": "assistant", "content": answer.strip() or "..."})
 
 
 @main.command()

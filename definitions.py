@@ -12,6 +12,7 @@ import assets.evaluation.ghost_attention
 import assets.evaluation.human_ratings
 import assets.evaluation.report
 import assets.evaluation.reward_accuracy
+import assets.evaluation.reward_hacking
 import assets.evaluation.safety
 import assets.evaluation.win_rates
 import assets.preferences.batches
@@ -57,6 +58,7 @@ ASSET_MODULES = [
     assets.evaluation.reward_accuracy,
     assets.evaluation.win_rates,
     assets.evaluation.safety,
+    assets.evaluation.reward_hacking,
     assets.evaluation.ghost_attention,
     assets.evaluation.human_ratings,
     assets.evaluation.contamination,

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from bench.setting import network, sequences
-from model.generation import SamplingParameters, generate
+from model.generation import generate
+from model.sampling import SamplingParameters
 from resources.sampler import BATCH
 
 NEW_TOKENS = 24

@@ -1,7 +1,7 @@
 """What the command line does with one model: find it, export it, score with it, talk to it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -180,7 +180,8 @@ def _row(line: str, place: str) -> dict[str, Any]:
 
 def answerer(model: OpenModel, *, temperature: float, top_p: float, max_new_tokens: int, raw: bool = False) -> Callable[[Messages, int], str]:
     """A function from a dialogue and a seed to the model's answer; `raw` continues the last message as text, without the chat format."""
-    from model.generation import SamplingParameters, generate
+    from model.generation import generate
+    from model.sampling import SamplingParameters
 
     network, chat = model.language_model, model.chat
     tokenizer = chat.tokenizer
@@ -194,6 +195,22 @@ def answerer(model: OpenModel, *, temperature: float, top_p: float, max_new_toke
                 return tokenizer.decode(made)
             made = generate(network, [chat.prompt(messages)], parameters, [seed], eos_id=tokenizer.eos_id)[0].tokens
             return chat.answer(made)
+        except ValueError as error:
+            raise TampuError(f"the message can not be answered: {error}") from None
+
+    return answer
+
+
+def streamer(model: OpenModel, *, temperature: float, top_p: float, max_new_tokens: int) -> Callable[[Messages, int], Iterator[str]]:
+    """As `answerer`, the answer piece by piece; it ends where the model begins to write the next turn itself."""
+    from resources.sampler import LocalSampler, Sampling
+
+    sampler = LocalSampler(model.language_model, model.chat)
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop=tuple(model.chat.tags))
+
+    def answer(messages: Messages, seed: int) -> Iterator[str]:
+        try:
+            yield from sampler.stream(messages, sampling, seed=seed, precision="fp32")
         except ValueError as error:
             raise TampuError(f"the message can not be answered: {error}") from None
 

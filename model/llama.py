@@ -144,6 +144,7 @@ PRESETS = {
 
 
 TILE = 192  # queries of a tile of attention on a CPU
+BLOCK = 64  # rows of a block of attention on a CPU while decoding
 
 
 class KeyValueCache:
@@ -212,6 +213,12 @@ class View:
         """fp32: 0 where visible, -inf elsewhere."""
         return torch.zeros(self.visible_bts.shape, device=self.visible_bts.device).masked_fill_(~self.visible_bts, float("-inf"))
 
+    @cached_property
+    def blocks(self) -> list[tuple[slice, int]]:
+        """The rows in blocks, each with how many positions its rows read at most."""
+        rows = [slice(start, start + BLOCK) for start in range(0, len(self.positions_bt), BLOCK)]
+        return [(each, int(self.positions_bt[each].max()) + 1) for each in rows]
+
 
 def rotation(positions_bt: Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
     """exp(i·p·theta^(-2j/e)) for position p and pair j, complex64 [b, t, 1, c] (RoFormer, arXiv 2104.09864), the frequencies scaled."""
@@ -232,11 +239,18 @@ def attend(queries_bthe: Tensor, keys_bkse: Tensor, values_bkse: Tensor, view: V
     """Grouped-query attention, [b, t, h, e]; a query reads the positions that `view` makes visible to it.
 
     An accelerator uses PyTorch's fused kernels. On a CPU plain products are faster: the fused kernel's backward pass is slow there. They
-    go over the queries in tiles, which leave out the keys after the tile: no query reads those.
+    go over the queries in tiles, which leave out the keys after the tile: no query reads those. While decoding, they go over the rows in
+    blocks, which fit the cache and leave out the positions that none of a block's rows has reached.
     """
-    t = queries_bthe.shape[1]
+    b, t = queries_bthe.shape[:2]
     if queries_bthe.device.type != "cpu":
         return _fused_attention(queries_bthe.transpose(1, 2), keys_bkse, values_bkse, view).transpose(1, 2)
+    if view.cache is not None and t == 1 and b > 1:
+        blocks = []
+        for rows, length in view.blocks:
+            bias_bts = view.bias_bts[rows, :, :length]
+            blocks.append(_plain_attention(queries_bthe[rows], keys_bkse[rows, :, :length], values_bkse[rows, :, :length], bias_bts))
+        return torch.cat(blocks)
     if t != keys_bkse.shape[2] or t <= TILE:
         return _plain_attention(queries_bthe, keys_bkse, values_bkse, view.bias_bts)
     tiles = []

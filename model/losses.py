@@ -67,6 +67,22 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     return torch.expm1(difference) - difference
 
 
+def entropy(logprobs_xv: Tensor) -> Tensor:
+    """-Σ_v p(v) log p(v) in nats [...], of log-probabilities [..., v]."""
+    return -(logprobs_xv.exp() * logprobs_xv).sum(-1)
+
+
+def token_rewards(scores_b: Tensor, kl_bt: Tensor, mask_bt: Tensor, kl_coefficient: float) -> Tensor:
+    """Rewards [b, t]: -β·KL at every answer token, and the answer's score at its last one; 0 where the mask is false.
+
+    Their sum over an answer is the R of arXiv 2307.09288 §3.2.3, the score less β times the sampled KL. Where the KL is taken off is
+    not published: token by token is our choice, as in InstructGPT.
+    """
+    rewards_bt = torch.where(mask_bt, -kl_coefficient * kl_bt, 0.0)
+    rewards_bt[torch.arange(len(scores_b), device=scores_b.device), mask_bt.sum(1) - 1] += scores_b
+    return rewards_bt
+
+
 def gae(rewards_bt: Tensor, values_bt: Tensor, mask_bt: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
     """Advantages and returns [b, t] by generalized advantage estimation (arXiv 1506.02438 eq. 16); 0 where the mask is false.
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from model.branching import length_batches
-from model.generation import Completion, SamplingParameters, generate
+from model.generation import Completion, generate
 from model.llama import Llama, LlamaConfig, Trunk
-from model.precision import Precision
+from model.precision import Precision, autocast
 from model.reward import RewardModel, pad
+from model.sampling import SamplingParameters
 from model.shuffling import Shuffled
 
 GROUP_TOKENS = 4096  # padded tokens that are read together
@@ -119,6 +120,10 @@ class Sequences:
         """Values of the answer tokens as [n, a], 0 outside the mask."""
         return torch.zeros(self.mask_na.shape, device=values_m.device).masked_scatter(self.mask_na, values_m)
 
+    def aligned(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """A number for each answer token (n lists) as fp32 [n, a], 0 outside the mask."""
+        return self.spread(torch.tensor([value for row in values for value in row], device=self.mask_na.device))
+
     def distributions(self, model: Llama) -> Tensor:
         """Log-probabilities of the whole vocabulary [m, v] at each of the m answer tokens under the mask."""
         return torch.log_softmax(model.logits(self.at_answers(model.hidden)), dim=-1)
@@ -144,3 +149,17 @@ def sample_answers(
     assert parameters.temperature == 1 and not parameters.truncated and parameters.repetition_penalty == 1
     seeds = [(seed << 40) + (iteration << 20) + index for index in range(len(prompts))]
     return generate(model, prompts, parameters, seeds, eos_id=eos_id, batch_size=batch_size, precision=precision)
+
+
+@torch.no_grad()
+def answer_logprobs(
+    model: Llama, prompts: Sequence[list[int]], answers: Sequence[list[int]], *, precision: Precision, batch_size: int = 64
+) -> list[list[float]]:
+    """log p of each answer's tokens after its prompt (nats), by the same pass that training makes: what a sampler is compared with."""
+    scored: list[list[float]] = []
+    for start in range(0, len(prompts), batch_size):
+        some = Sequences.of(prompts[start : start + batch_size], answers[start : start + batch_size], next(model.parameters()).device)
+        with autocast(model, precision):
+            logprobs_na = some.chosen(some.distributions(model))
+        scored += [row[: len(answer)] for row, answer in zip(logprobs_na.tolist(), answers[start : start + batch_size], strict=True)]
+    return scored

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.generation import SamplingParameters, choose, generate, stream, uniform
+from model.generation import TOLERANCE, generate, stream
 from model.llama import Llama, LlamaConfig
+from model.sampling import SamplingParameters, choose, uniform
 
 torch.set_num_threads(1)
 
@@ -68,7 +69,21 @@ def test_a_result_does_not_depend_on_its_batch_companions(model: Llama) -> None:
     for one, two, three in zip(together, crowded, alone, strict=True):
         assert one.tokens == two.tokens == three.tokens
         assert one.finished == two.finished == three.finished
-        np.testing.assert_allclose(one.logprobs, three.logprobs, atol=1e-4)
+        for other in (two, three):
+            np.testing.assert_allclose(one.logprobs, other.logprobs, atol=TOLERANCE["fp32"])
+            np.testing.assert_allclose(one.normalizers, other.normalizers, atol=TOLERANCE["fp32"])
+
+
+def test_in_bf16_a_result_depends_on_its_batch_companions_by_no_more_than_the_tolerance(model: Llama) -> None:
+    asked, parameters = prompts(40), SamplingParameters(max_new_tokens=12)
+    together = generate(model, asked, parameters, range(40), eos_id=EOS, precision="bf16")
+    alone = [generate(model, [p], parameters, [seed], eos_id=EOS, precision="bf16")[0] for seed, p in enumerate(asked)]
+    same = 0
+    for one, other in zip(together, alone, strict=True):
+        common = next((i for i, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=False)) if a != b), len(one.tokens))
+        np.testing.assert_allclose(one.logprobs[:common], other.logprobs[:common], atol=TOLERANCE["bf16"])
+        same += one.tokens == other.tokens
+    assert same > 30
 
 
 def test_logprobs_are_those_of_the_untempered_untruncated_model(model: Llama) -> None:
@@ -76,6 +91,38 @@ def test_logprobs_are_those_of_the_untempered_untruncated_model(model: Llama) ->
     for prompt, completion in zip(prompts(5), generate(model, prompts(5), parameters, range(5), eos_id=EOS), strict=True):
         for index, (token, logprob) in enumerate(zip(completion.tokens, completion.logprobs, strict=True)):
             assert logprob == pytest.approx(float(distribution(model, prompt + completion.tokens[:index])[token]), abs=1e-4)
+
+
+def test_normalizers_turn_logprobs_back_into_logits(model: Llama) -> None:
+    parameters = SamplingParameters(temperature=0.7, top_k=9, repetition_penalty=1.2, max_new_tokens=6)
+    for prompt, completion in zip(prompts(5), generate(model, prompts(5), parameters, range(5), eos_id=EOS), strict=True):
+        for index, token in enumerate(completion.tokens):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + completion.tokens[:index]]))[0, -1].double()
+            assert completion.normalizers[index] == pytest.approx(float(logits.logsumexp(0)), abs=1e-4)
+            assert completion.logprobs[index] + completion.normalizers[index] == pytest.approx(float(logits[token]), abs=1e-4)
+
+
+def letters(ids: list[int]) -> str:
+    """A text of one letter a token, none for the special ones."""
+    return "".join(chr(ord("a") + token - 3) for token in ids if token >= 3)
+
+
+def test_a_stop_string_ends_its_own_request_where_it_first_appears(model: Llama) -> None:
+    asked, seeds = prompts(30), list(range(30))
+    free = generate(model, asked, SamplingParameters(max_new_tokens=20), seeds, eos_id=EOS)
+    stops = [tuple({letters(c.tokens)[i : i + 2] for i in (2, 5)} - {""}) if i % 3 else () for i, c in enumerate(free)]
+    parameters = [SamplingParameters(max_new_tokens=20, stop=stop) for stop in stops]
+    stopped = generate(model, asked, parameters, seeds, eos_id=EOS, decode=letters, batch_size=7)
+    ended = []
+    for full, cut, stop in zip(free, stopped, stops, strict=True):
+        lengths = [n for n in range(1, len(full.tokens) + 1) if any(s in letters(full.tokens[:n]) for s in stop)]
+        assert cut.tokens == full.tokens[: lengths[0] if lengths else None]
+        assert cut.ended == ("stop" if lengths else full.ended)
+        assert cut.finished == (cut.ended != "limit")
+        ended.append(cut.ended)
+    assert set(ended) == {"eos", "stop", "limit"}
+    assert list(stream(model, asked[1], parameters[1], 1, eos_id=EOS, decode=letters)) == stopped[1].tokens
 
 
 def test_seeds_decide_and_differ(model: Llama) -> None:
@@ -158,7 +205,7 @@ def test_bf16_decoding_gives_nearly_the_same_logprobs(model: Llama) -> None:
 @pytest.mark.parametrize(
     "values",
     [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"repetition_penalty": 0},
-     {"max_new_tokens": 0}],
+     {"max_new_tokens": 0}, {"stop": "text"}, {"stop": ("a", "")}],
 )  # fmt: skip
 def test_parameters_out_of_range_are_refused_by_name(values: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
@@ -172,6 +219,8 @@ def test_requests_that_cannot_be_served_are_refused(model: Llama) -> None:
             generate(model, [[1], bad], parameters, [0, 0], eos_id=EOS)
     with pytest.raises(ValueError, match="1 seeds"):
         generate(model, [[1], [1]], parameters, [0], eos_id=EOS)
+    with pytest.raises(ValueError, match="pass `decode`"):
+        generate(model, [[1]], SamplingParameters(stop=("x",)), [0], eos_id=EOS)
 
 
 def reference_choice(probabilities: np.ndarray, u: float, top_p: float, top_k: int) -> tuple[int, float]:

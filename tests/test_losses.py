@@ -12,6 +12,7 @@ from model.losses import (
     MARGINS,
     RATINGS,
     causal_lm_loss,
+    entropy,
     gae,
     gated_reward,
     kl_k1,
@@ -21,6 +22,7 @@ from model.losses import (
     ppo_value_loss,
     ranking_loss,
     safety_loss,
+    token_rewards,
     whiten,
 )
 
@@ -124,6 +126,25 @@ def test_kl_estimators_are_unbiased() -> None:
     drawn = torch.multinomial(p, 200_000, replacement=True, generator=generator)
     for estimate in (kl_k1, kl_k3):
         assert estimate(p.log()[drawn], q.log()[drawn]).mean().item() == pytest.approx(exact, abs=0.01)
+
+
+@given(shape=SHAPE, seed=SEED)
+def test_entropy_is_the_mean_surprise_under_the_distribution(shape: tuple[int, int], seed: int) -> None:
+    logits = np.random.default_rng(seed).normal(size=(*shape, 5)) * 3
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    close(entropy(torch.log_softmax(torch.from_numpy(logits).float(), -1)), -(p * np.log(p)).sum(-1))
+
+
+@given(shape=SHAPE, seed=SEED, beta=st.sampled_from([0.0, 0.01, 0.5]))
+def test_token_rewards_take_the_kl_off_every_token_and_add_the_score_to_the_last(shape: tuple[int, int], seed: int, beta: float) -> None:
+    (kl, scores), mask, lengths = batch(shape, seed, 2)
+    scores = scores[:, 0]
+    rewards = token_rewards(scores, kl, mask, beta)
+    for i, length in enumerate(lengths):
+        expected = [-beta * float(kl[i, t]) + (float(scores[i]) if t == length - 1 else 0.0) for t in range(length)]
+        close(rewards[i, :length], expected)
+        close(rewards[i].double().sum(), float(scores[i]) - beta * sum(float(kl[i, t]) for t in range(length)))
+    assert (rewards[~mask] == 0).all()
 
 
 @given(shape=SHAPE, seed=SEED, gamma=st.sampled_from([1.0, 0.9]), lam=st.sampled_from([0.0, 0.95, 1.0]))

@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch import LightningModule
 
 from model.causal_lm import CHUNK, CausalLM, PackedLoader, batch_of, bits_per_byte, mean_loss, next_token_loss
+from model.generation import TOLERANCE
 from model.llama import Llama, LlamaConfig
 from model.packing import Packed, blocks
 from model.ppo import PPO, Guards, PPOConfig
+from model.precision import Precision
 from model.reward import RewardModel, pad, score
 from model.reward_training import Comparison, ComparisonLoader, Labelled, RewardTraining, collate, reward_optimization
-from model.rollouts import Critic, Prompt, PromptLoader, Sequences
+from model.rollouts import Critic, Prompt, PromptLoader, Sequences, answer_logprobs, sample_answers
 from model.training import FitResult, Optimization, fit
 from model.weights import save_llama
 
@@ -349,6 +351,117 @@ def test_a_guard_stops_the_run_and_says_why() -> None:
     assert "kl_k3" in module.stopped
     assert Guards(min_length=5).broken({"kl_k3": 0, "answer_length": 3, "entropy": 1}) == "answer_length 3 fell below 5"
     assert Guards(max_kl=9, min_length=1, min_entropy=0.5).broken({"kl_k3": 0, "answer_length": 3, "entropy": 1}) is None
+
+
+@pytest.mark.parametrize(
+    ("guards", "metrics", "said"),
+    [
+        (Guards(max_kl=1), {"kl_k3": 2.0}, "kl_k3 2 rose above 1"),
+        (Guards(min_kl=-1), {"kl_k1": -3.0}, "kl_k1 -3 fell below -1"),
+        (Guards(min_length=2), {"answer_length": 1.0}, "answer_length 1 fell below 2"),
+        (Guards(max_length=2), {"answer_length": 3.0}, "answer_length 3 rose above 2"),
+        (Guards(min_entropy=0.1), {"entropy": 0.05}, "entropy 0.05 fell below 0.1"),
+        (Guards(max_entropy=2), {"entropy": 3.0}, "entropy 3 rose above 2"),
+        (Guards(min_finished=0.2), {"finished_share": 0.1}, "finished_share 0.1 fell below 0.2"),
+        (Guards(max_ratio=2), {"ratio": 2.5}, "ratio 2.5 rose above 2"),
+        (Guards(max_sampler_gap=0.05), {"sampler_gap": 0.4}, "sampler_gap 0.4 rose above 0.05"),
+        (Guards(max_kl=1), {"kl_k3": float("nan")}, "kl_k3 nan rose above 1"),
+        (Guards(max_kl=1, max_ratio=2, min_finished=0.5), {"kl_k3": 1.0, "ratio": 2.0, "finished_share": 0.5}, None),
+    ],
+)
+def test_every_band_has_two_sides_and_a_message(guards: Guards, metrics: dict, said: str | None) -> None:
+    assert guards.broken(metrics) == said
+
+
+def test_answers_outside_a_band_are_not_learned_from_and_their_policy_is_not_selected() -> None:
+    policies: list[torch.Tensor] = []
+
+    def validate(policy: Llama) -> dict[str, float]:
+        policies.append(policy.trunk.embedding.weight.detach().clone())
+        return {"selection": float(len(policies))}  # the later, the better
+
+    module = ppo(made(), validate=validate, guards=Guards(max_kl=0.05), optimization=Optimization(5e-3, 0, 20, schedule="constant"))
+    result = train(module, 14, validate_every=1, validate_first=True)
+    assert module.stopped is not None
+    assert module.stopped.startswith("kl_k3")
+    assert result.steps < 14
+    assert "policy_loss" not in {row["metric"] for row in result.rows if row["step"] == result.steps}
+    assert torch.equal(policies[-1], policies[-2])
+    assert (module.best_step, module.best) == (result.steps - 1, float(result.steps))
+    assert torch.equal(module.policy.trunk.embedding.weight, policies[-2])
+
+
+def test_a_ratio_outside_its_band_ends_the_iteration_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ppo(made(), guards=Guards(max_ratio=1.5))
+    updates = iter([{"ratio": 1.0, "ratio_max": 1.2}, {"ratio": 1.6, "ratio_max": 9.0}, {"ratio": 1.0, "ratio_max": 1.0}])
+    monkeypatch.setattr(module, "update", lambda *_: next(updates))
+    result = train(module, 3)
+    assert module.stopped == "ratio 1.6 rose above 1.5"
+    assert result.steps == 1
+    assert (values(result, "ratio"), values(result, "ratio_max")) == ([pytest.approx(1.3)], [9.0])
+    assert len(list(updates)) == 1
+
+
+def test_a_policy_whose_answers_do_not_end_is_stopped() -> None:
+    module = ppo(made(), guards=Guards(min_finished=0.5), eos_id=-1)
+    assert train(module, 3).steps == 1
+    assert module.stopped is not None
+    assert module.stopped.startswith("finished_share")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_rewards_that_are_not_finite_stop_before_the_update(which: int) -> None:
+    def broken(prompts: list[list[int]], answers: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        scores = count_high(prompts, answers)
+        scores[which][7] = np.nan
+        return scores
+
+    module = ppo(made())
+    module.score = broken
+    before = module.policy.trunk.embedding.weight.detach().clone()
+    with pytest.raises(
+        ValueError, match=f"{('helpfulness', 'safety')[which]} reward of 1 of 64 answers is not finite, the first being nan of answer 7"
+    ):
+        train(module, 1)
+    assert torch.equal(module.policy.trunk.embedding.weight, before)
+
+
+def test_prompts_and_networks_that_do_not_fit_are_refused() -> None:
+    policy = made()
+    critic = Critic.from_reward(RewardModel.from_llama(policy))
+    optimization, config = Optimization(1e-3, 0, 2, schedule="constant"), PPOConfig(samples_per_iteration=8, minibatch=8, max_new_tokens=8)
+    arguments = {"config": config, "seed": 0, "eos_id": 2}
+    with pytest.raises(ValueError, match="no prompts"):
+        PPO(policy, critic, [], count_high, optimization, **arguments)
+    with pytest.raises(ValueError, match="prompt 1 has 25 tokens, which leaves no room for max_new_tokens 8 in the policy's context of 32"):
+        PPO(policy, critic, [Prompt([1] * 24, False), Prompt([1] * 25, False)], count_high, optimization, **arguments)
+    other = Llama(LlamaConfig(vocab_size=41, dim=32, layers=1, heads=2, kv_heads=1, multiple_of=16, max_context=32))
+    with pytest.raises(ValueError, match="vocabulary of 41 tokens and the policy one of 40"):
+        PPO(policy, Critic.from_reward(RewardModel.from_llama(other)), [Prompt([1], False)], count_high, optimization, **arguments)
+
+
+def test_an_iteration_logs_what_a_person_needs_to_see() -> None:
+    module = ppo(made(), validate=lambda _: {"selection": 0.0, "held_out_reward": 0.0})
+    logged = {row["metric"] for row in train(module, 1).rows}
+    assert logged >= {
+        "helpfulness_score", "safety_score", "reward", "kl_k1", "kl_k3", "ratio", "ratio_min", "ratio_max", "clip_share", "entropy",
+        "policy_loss", "value_loss", "answer_length", "finished_share", "sampler_gap", "sampler_gap_max", "held_out_reward",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sampler_and_trainer_give_the_same_tokens_the_same_logprobs(precision: Precision) -> None:
+    model, prompts = made(), [[1, *range(3, 3 + n)] for n in range(1, 20)]
+    completions = sample_answers(model, prompts, max_new_tokens=8, seed=0, iteration=0, eos_id=2, batch_size=7, precision=precision)
+    trained = answer_logprobs(model, prompts, [c.tokens for c in completions], precision=precision, batch_size=5)
+    for completion, theirs in zip(completions, trained, strict=True):
+        np.testing.assert_allclose(completion.logprobs, theirs, atol=TOLERANCE[precision])
+    result = train(ppo(made(), precision=precision), 1)
+    assert values(result, "sampler_gap")[0] < TOLERANCE[precision] / 4
+    with torch.no_grad():
+        model.trunk.layers[0].attention.query.weight.add_(0.3)  # type: ignore[union-attr,operator]
+    moved = answer_logprobs(model, prompts, [c.tokens for c in completions], precision=precision)
+    assert np.mean([abs(a - b) for c, row in zip(completions, moved, strict=True) for a, b in zip(c.logprobs, row, strict=True)]) > 1e-3
 
 
 def test_the_best_validated_weights_are_kept_and_patience_ends_the_run() -> None:

@@ -48,12 +48,19 @@ def context_distillation_data(run: Run, config: ContextDistillationConfig) -> No
     """Adversarial prompts answered under a generic preprompt and under the answer template of their risk category; the safest one is kept
     if the safety reward model scores it above the plain answer."""
     from assets.rlhf.scoring import RewardModels
-    from resources.sampler import LocalSampler, Sampling
+    from resources.sampler import LocalSampler, Sampling, answerable
 
     pool = run.parent("rlhf/prompts").frame("prompts.parquet").filter((pl.col("split") == "train") & (pl.col("family") == "unsafe"))
     drawn = round_prompts(pool, config.prompts, f"context-distillation/{config.seed}")
-    prompts = [Prompt.from_row(row) for row in drawn.iter_rows(named=True)]
     sampler = LocalSampler.load(run.previous("rlhf/chat_model").path, run.parent("tokenizer/sentencepiece").path)
+    everything = [Prompt.from_row(row) for row in drawn.iter_rows(named=True)]
+    prompts, too_long = answerable(
+        everything,
+        sampler,
+        config.max_new_tokens,
+        asset=run.asset,
+        asked=lambda prompt: with_preprompt(prompt, ANSWER_TEMPLATES[prompt.category]),  # type: ignore[index]
+    )
     sampling = Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
     generic = [GENERIC_PREPROMPTS[int(prompt.prompt_id, 16) % len(GENERIC_PREPROMPTS)] for prompt in prompts]
     asked = {
@@ -89,6 +96,7 @@ def context_distillation_data(run: Run, config: ContextDistillationConfig) -> No
     frame = pl.DataFrame(rows, schema=dict.fromkeys(text_columns, pl.String) | {"before": pl.Float64, "after": pl.Float64})
     run.write_frame("examples.parquet", frame)
     run.metric("prompts", len(prompts))
+    run.metric("prompts_too_long", too_long)
     run.metric("kept", frame.height)
     run.table("kept by preprompt", frame.group_by("preprompt").agg(pl.len(), pl.col("before").mean(), pl.col("after").mean()).sort("preprompt"))
     worse = frame.filter(pl.col("after") <= pl.col("before")).height

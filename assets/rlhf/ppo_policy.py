@@ -13,10 +13,13 @@ from resources.annotator import score
 from resources.profiles import active
 from resources.prompts.prompt import Prompt
 from resources.recipe import Check, ExecutionConfig, Run, artifact
-from resources.sampler import BATCH, LocalSampler, Sampling
+from resources.sampler import BATCH, LocalSampler, Sampling, answerable
 
 if TYPE_CHECKING:
     from model.llama import Llama
+
+
+PARTS = ("train", "validation")
 
 
 class PpoConfig(dg.Config):
@@ -36,6 +39,11 @@ class PpoConfig(dg.Config):
     critic_learning_rate: float = Field(active().ppo_critic_learning_rate, gt=0, description="constant (our choice)")
     most_kl: float = Field(30.0, gt=0, description="guard: KL from the start in nats an answer (k3)")
     least_entropy: float = Field(0.02, ge=0, description="guard: entropy in nats a token")
+    most_ratio: float = Field(2.0, gt=1, description="guard: mean probability ratio of a minibatch")
+    least_finished: float = Field(0.2, ge=0, le=1, description="guard: share of the answers that end by EOS")
+    most_sampler_gap: float = Field(
+        0.05, gt=0, description="guard: mean difference between the sampler's and the trainer's log-probabilities, in nats"
+    )
     validation_temperature: float = Field(0.7, ge=0, description="of the answers to validation prompts, as in the evaluations")
     validation_top_p: float = Field(0.9, gt=0, le=1, description="of the answers to validation prompts, as in the evaluations")
     seed: int = Field(active().seed, ge=0, description="order of the prompts and noise of the rollouts")
@@ -57,7 +65,12 @@ class PpoConfig(dg.Config):
             blocking=False,
             description="on validation prompts the annotator scores the kept policy above the one PPO began with",
         ),
-        Check("stayed_in_band", blocking=False, description="no guard (KL, length, entropy) stopped the run"),
+        Check("stayed_in_band", blocking=False, description="no guard (KL, ratio, length, entropy, share of EOS) stopped the run"),
+        Check(
+            "sampler_matches_trainer",
+            blocking=True,
+            description="a training pass gives the sampled tokens the log-probabilities that the sampler drew them with",
+        ),
     ],
 )
 def ppo_policy(run: Run, config: PpoConfig) -> None:
@@ -77,8 +90,11 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
     policy = load_llama(run.parent("rlhf/policy").path)
     rewards = RewardModels(run, config.safety_threshold)
     chat = rewards.chat
-    train = [Prompt.from_row(row) for row in pool.filter(pl.col("split") == "train").iter_rows(named=True)]
-    held_out = [Prompt.from_row(row) for row in pool.filter(pl.col("split") == "validation").iter_rows(named=True)]
+    sampler = LocalSampler(policy, chat)
+    train, held_out = ([Prompt.from_row(row) for row in pool.filter(pl.col("split") == name).iter_rows(named=True)] for name in PARTS)
+    train, train_too_long = answerable(train, sampler, config.max_new_tokens, asset=run.asset)
+    held_out, held_out_too_long = answerable(held_out, sampler, config.max_new_tokens, asset=run.asset)
+    run.metric("prompts_too_long", train_too_long + held_out_too_long)
 
     def logits(prompts: list[list[int]], answers: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
@@ -115,7 +131,16 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
             max_new_tokens=config.max_new_tokens,
             decode_batch=BATCH,
         ),
-        guards=Guards(max_kl=config.most_kl, min_length=2.0, max_length=0.95 * config.max_new_tokens, min_entropy=config.least_entropy),
+        guards=Guards(
+            max_kl=config.most_kl,
+            min_kl=-1.0,
+            min_length=2.0,
+            max_length=0.95 * config.max_new_tokens,
+            min_entropy=config.least_entropy,
+            min_finished=config.least_finished,
+            max_ratio=config.most_ratio,
+            max_sampler_gap=config.most_sampler_gap,
+        ),
         validate=validate,
         seed=config.seed,
         eos_id=chat.tokenizer.eos_id,
@@ -143,10 +168,17 @@ def ppo_policy(run: Run, config: PpoConfig) -> None:
     run.metric("annotator_at_start", start)
     run.metric("annotator_at_best", best)
     last = {row["metric"]: row["value"] for row in result.rows}
-    for name in ("kl_k1", "kl_k3", "entropy", "answer_length", "finished_share", "clip_share", "ratio_max"):
-        run.metric(name, last[name])
+    for name in ("kl_k1", "kl_k3", "entropy", "answer_length", "finished_share", "clip_share", "ratio_max", "sampler_gap"):
+        if name in last:  # a guard may stop the run before its first update
+            run.metric(name, last[name])
     run.check("beats_its_start", passed=best > start, description=f"{best:.3f} at iteration {ppo.best_step}, {start:.3f} at the start")
     run.check("stayed_in_band", passed=ppo.stopped is None, description=ppo.stopped or f"{result.steps} iterations")
+    gap = max(row["value"] for row in result.rows if row["metric"] == "sampler_gap")
+    run.check(
+        "sampler_matches_trainer",
+        passed=gap <= config.most_sampler_gap,
+        description=f"{gap:.2g} nats a token in the worst iteration; bound {config.most_sampler_gap}",
+    )
     names = ("selection", "held_out_reward", "reward", "kl_k3")
     run.plot(
         "ppo",
