@@ -146,7 +146,7 @@ def test_ctrl_c_saves_and_stays_a_keyboard_interrupt_and_a_second_one_ends_at_on
 
 def test_a_run_that_stopped_by_itself_is_not_trained_further(tmp_path: Path) -> None:
     def stopping(resume: Resume | None) -> dict[str, Any]:
-        return train("ppo", resume, patience=1)
+        return train("ppo", resume, patience=1, validate_every=1)
 
     expected = stopping(None)
     assert expected["steps"] < STEPS["ppo"]
