@@ -23,7 +23,7 @@ class BranchedRows:
     """Rows of prefixes and branches, right-padded.
 
     int64 [b, t]: `tokens`, `positions`, and `branches` (0: prefix or padding). int64 [n], one entry a sequence: `sequences` is its index,
-    `rows` and `columns` are the place of its last token.
+    `rows` (never falling) and `columns` are the place of its last token.
     """
 
     tokens: Tensor
@@ -35,6 +35,14 @@ class BranchedRows:
 
     def to(self, device: torch.device | str) -> BranchedRows:
         return BranchedRows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Columns of the last tokens by row, int64 [b, m] (0 where a row has fewer sequences), and each sequence's place in m, int64 [n]."""
+        counts_b = torch.bincount(self.rows, minlength=len(self.tokens))
+        slots_n = torch.arange(len(self.rows), device=self.rows.device) - (counts_b.cumsum(0) - counts_b)[self.rows]
+        ends_bm = torch.zeros(len(counts_b), int(counts_b.max()), dtype=torch.int64, device=self.rows.device)
+        ends_bm[self.rows, slots_n] = self.columns
+        return ends_bm, slots_n
 
     @property
     def token_count(self) -> int:

@@ -208,6 +208,13 @@ class View:
     causal: bool
     cache: KeyValueCache | None
 
+    def at(self, read_bm: Tensor) -> View:
+        """The view of the queries in columns `read_bm` alone. What they may read stays as it is."""
+        rows = torch.arange(len(read_bm), device=read_bm.device)[:, None]
+        own = rows if len(self.visible_bts) > 1 else torch.zeros_like(rows)
+        turned = rows if len(self.rotation_bt1c) > 1 else torch.zeros_like(rows)
+        return View(self.positions_bt, self.rotation_bt1c[turned, read_bm], self.visible_bts[own, read_bm], False, self.cache)
+
     @cached_property
     def bias_bts(self) -> Tensor:
         """fp32: 0 where visible, -inf elsewhere."""
@@ -218,6 +225,11 @@ class View:
         """The rows in blocks, each with how many positions its rows read at most."""
         rows = [slice(start, start + BLOCK) for start in range(0, len(self.positions_bt), BLOCK)]
         return [(each, int(self.positions_bt[each].max()) + 1) for each in rows]
+
+
+def pick(x_btd: Tensor, read_bm: Tensor) -> Tensor:
+    """The columns `read_bm` (int64 [b, m]) of each row, [b, m, d]."""
+    return x_btd.gather(1, read_bm[..., None].expand(-1, -1, x_btd.shape[-1]))
 
 
 def rotation(positions_bt: Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
@@ -292,15 +304,16 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
         self.output = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
 
-    def forward(self, x_btd: Tensor, view: View) -> Tensor:
-        queries_bthe = rotate(self.query(x_btd).unflatten(-1, (-1, self.head_dim)), view.rotation_bt1c)
+    def forward(self, x_btd: Tensor, view: View, read_bm: Tensor | None = None) -> Tensor:
+        asked_btd, asking = (x_btd, view) if read_bm is None else (pick(x_btd, read_bm), view.at(read_bm))
+        queries_bthe = rotate(self.query(asked_btd).unflatten(-1, (-1, self.head_dim)), asking.rotation_bt1c)
         keys_btke = rotate(self.key(x_btd).unflatten(-1, (-1, self.head_dim)), view.rotation_bt1c)
         values_btke = self.value(x_btd).unflatten(-1, (-1, self.head_dim))
         if view.cache is None:
             keys_bkse, values_bkse = keys_btke.transpose(1, 2), values_btke.transpose(1, 2)
         else:
             keys_bkse, values_bkse = view.cache.update(self.layer, keys_btke, values_btke, view.positions_bt, view.visible_bts.shape[-1])
-        mixed_bthe = attend(queries_bthe.type_as(keys_bkse), keys_bkse, values_bkse, view)
+        mixed_bthe = attend(queries_bthe.type_as(keys_bkse), keys_bkse, values_bkse, asking)
         return self.output(mixed_bthe.flatten(2))
 
 
@@ -325,8 +338,10 @@ class Layer(nn.Module):
         self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x_btd: Tensor, view: View) -> Tensor:
-        x_btd = x_btd + self.attention(self.attention_norm(x_btd), view)
+    def forward(self, x_btd: Tensor, view: View, read_bm: Tensor | None = None) -> Tensor:
+        """States after the layer, [b, t, d]; with `read_bm` those of its columns alone, [b, m, d]: the others then only give keys and values."""
+        mixed_btd = self.attention(self.attention_norm(x_btd), view, read_bm)
+        x_btd = mixed_btd + (x_btd if read_bm is None else pick(x_btd, read_bm))
         return x_btd + self.feed_forward(self.feed_forward_norm(x_btd))
 
 
@@ -350,17 +365,22 @@ class Trunk(nn.Module):
         segments_bt: Tensor | None = None,
         cache: KeyValueCache | None = None,
         branches_bt: Tensor | None = None,
+        read_bm: Tensor | None = None,
     ) -> Tensor:
-        """Last hidden states [b, t, d] after the norm; see `Llama.hidden`. `branches_bt` as in `model.branching.BranchedRows`."""
+        """Last hidden states [b, t, d] after the norm; see `Llama.hidden`. `branches_bt` as in `model.branching.BranchedRows`.
+
+        With `read_bm` (int64, columns of each row) only those are returned, [b, m, d], and the last layer computes no more than they need.
+        """
         view = self._view(tokens_bt, positions_bt, segments_bt, cache, branches_bt)
         x_btd = self.embedding(tokens_bt)
         if x_btd.device.type == "cpu":
             view.bias_bts  # noqa: B018  made outside the layers, since torch.compile can not look into the lock of a cached property
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
+            read = read_bm if number == len(self.layers) else None
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_btd = checkpoint(layer, x_btd, view, use_reentrant=False, preserve_rng_state=False)
+                x_btd = checkpoint(layer, x_btd, view, read, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_btd = layer(x_btd, view)
+                x_btd = layer(x_btd, view, read)
         return self.norm(x_btd)
 
     def _view(

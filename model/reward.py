@@ -33,14 +33,14 @@ class RewardModel(nn.Module):
 
         The last token is the EOS of the last answer. Padding needs no mask: attention is causal, so that nothing before it reads it.
         """
-        hidden_btd = self.trunk(tokens_bt)
-        last_bd = hidden_btd[torch.arange(len(tokens_bt), device=tokens_bt.device), lengths_b - 1]
+        last_bd = self.trunk(tokens_bt, read_bm=(lengths_b - 1)[:, None])[:, 0]
         return self.head(last_bd).float().squeeze(-1)
 
     def branched(self, batch: BranchedRows) -> Tensor:
         """Scores fp32 [n] of the sequences of `batch`, in the order of `batch.sequences`."""
-        hidden_btd = self.trunk(batch.tokens, batch.positions, branches_bt=batch.branches)
-        return self.head(hidden_btd[batch.rows, batch.columns]).float().squeeze(-1)
+        ends_bm, slots_n = batch.ends()
+        ends_bmd = self.trunk(batch.tokens, batch.positions, branches_bt=batch.branches, read_bm=ends_bm)
+        return self.head(ends_bmd[batch.rows, slots_n]).float().squeeze(-1)
 
 
 def pad(sequences: list[list[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -89,3 +89,19 @@ def test_a_row_of_branches_may_be_longer_than_the_context_and_a_sequence_may_not
 def test_an_empty_sequence_has_no_last_token() -> None:
     with pytest.raises(ValueError, match="sequence 1 is empty"):
         list(share_prefixes([[1], []], 10))
+
+
+@settings(max_examples=30, deadline=None)
+@given(families)
+def test_states_that_are_asked_for_alone_are_those_of_the_whole_row_and_have_the_same_gradients(
+    made: list[tuple[list[int], list[list[int]]]],
+) -> None:
+    sequences = [prefix + tail for prefix, tails in made for tail in tails]
+    for batch in share_prefixes(sequences, 200):
+        whole = MODEL.trunk(batch.tokens, batch.positions, branches_bt=batch.branches)[batch.rows, batch.columns]
+        ends_bm, slots_n = batch.ends()
+        asked = MODEL.trunk(batch.tokens, batch.positions, branches_bt=batch.branches, read_bm=ends_bm)[batch.rows, slots_n]
+        torch.testing.assert_close(asked, whole, rtol=1e-4, atol=1e-5)
+        expected = torch.autograd.grad(whole.square().sum(), list(MODEL.trunk.parameters()))
+        for one, other in zip(torch.autograd.grad(asked.square().sum(), list(MODEL.trunk.parameters())), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

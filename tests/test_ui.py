@@ -147,14 +147,14 @@ def green(url: str, job: str, partition: str) -> str | None:
 
 
 def shoot(page: Any, name: str) -> None:
-    """Keep the page as a picture of few colours, where somebody asked for it."""
+    """Keep the page as a picture of 256 colours, where somebody asked for it."""
     if SCREENSHOTS is None:
         return
     from PIL import Image
 
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     picture = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
-    picture.convert("RGB").quantize(64).save(SCREENSHOTS / f"{name}.png", optimize=True)
+    picture.convert("RGB").quantize(256).save(SCREENSHOTS / f"{name}.png", optimize=True)
 
 
 def show_plot(page: Any, address: str, plot: str) -> None:

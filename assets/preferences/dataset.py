@@ -7,6 +7,7 @@ from pydantic import Field
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
 from assets.preferences.statistics import OWN, batch_statistics, over_batches, total_row
 from resources.errors import TampuError
+from resources.manifests import natural
 from resources.profiles import active
 from resources.recipe import Check, Run, artifact
 from resources.splits import split_of
@@ -38,7 +39,7 @@ def dataset(run: Run, config: DatasetConfig) -> None:
     """
     from model.tokenizer_files import load_chat
 
-    batches = sorted(run.parents("preferences/batches"), key=lambda batch: str(batch.partition))
+    batches = sorted(run.parents("preferences/batches"), key=lambda batch: natural(batch.partition))
     frames = [batch.frame("comparisons.parquet").with_columns(batch=pl.lit(batch.partition)) for batch in batches]
     if not sum(frame.height for frame in frames):
         raise TampuError("the preference dataset would be empty: run `tampu collect` or put a file of comparisons into the inbox")
