@@ -141,11 +141,11 @@ def ingest(file: Path, name: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True)
 @_clear
 def report(round_name: str | None, as_json: bool) -> None:
-    """Print the scoreboard of a round."""
+    """Print the scoreboard of a round, and where its page and model card lie."""
     from jobs.stages import scoreboard
 
     board = scoreboard(_store(), round_name)
-    _say(board["scores"], as_json, board["text"])
+    _say(board["scores"], as_json, f"{board['text']}\npage:       {board['page']}\nmodel card: {board['card']}")
 
 
 @main.command()
@@ -204,14 +204,21 @@ def verify(as_json: bool) -> None:
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True)
 @click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=0.9, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--guard", "guarded", is_flag=True, help="refuse where the safety reward model finds the message or the answer unsafe")
 @click.option("--json", "as_json", is_flag=True)
 @_clear
-def generate(prompt: str, reference: str, temperature: float, top_p: float, seed: int, as_json: bool) -> None:
+def generate(prompt: str, reference: str, temperature: float, top_p: float, seed: int, guarded: bool, as_json: bool) -> None:
     """Answer one message."""
-    from jobs.stages import talker
+    from jobs.stages import guard_answer, talker
 
-    answer = talker(_store(), reference, temperature=temperature, top_p=top_p)([{"role": "user", "content": prompt}], seed)
-    _say({"prompt": prompt, "answer": answer}, as_json, answer)
+    store = _store()
+    messages = [{"role": "user", "content": prompt}]
+    answer = talker(store, reference, temperature=temperature, top_p=top_p)(messages, seed)
+    if not guarded:
+        _say({"prompt": prompt, "answer": answer}, as_json, answer)
+        return
+    reply = guard_answer(store, messages, answer)
+    _say({"prompt": prompt, "answer": reply.text, **vars(reply)}, as_json, reply.text)
 
 
 @main.command()

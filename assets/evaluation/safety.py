@@ -1,5 +1,9 @@
 """Safety: violations on adversarial test prompts by risk category, refusals of harmless ones."""
 
+import json
+from collections.abc import Iterable
+from typing import Any
+
 import polars as pl
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
@@ -19,7 +23,7 @@ MEASURES = {
 
 @artifact(
     "evaluation/safety",
-    parents=["evaluation/answers"],
+    parents=["evaluation/answers", "rlhf/prompts", "reward/safety", "tokenizer/sentencepiece"],
     partitions="round",
     kinds={"polars"},
     owners=["team:evaluation"],
@@ -38,27 +42,9 @@ def safety(run: Run) -> None:
     frame = run.parent("evaluation/answers").frame("answers.parquet")
     rows = []
     for name in frame["model"].unique(maintain_order=True):
-        for suite, metric in MEASURES.items():
-            part = frame.filter(pl.col("model") == name, pl.col("suite") == suite)
-            column = "violates" if metric == "violation" else "falsely_refuses"
-            groups = {"all": part}
-            if metric == "violation":
-                groups |= {category: part.filter(pl.col("category") == category) for category in sorted(part["category"].unique())}
-            for category, group in groups.items():
-                value, n = share(group[column].to_list())
-                low, high = wilson(value * n if n else 0.0, n)
-                rows.append(
-                    {
-                        "model": name,
-                        "suite": suite,
-                        "category": category,
-                        "metric": metric,
-                        "value": value,
-                        "n": n,
-                        "ci_low": low,
-                        "ci_high": high,
-                    }
-                )
+        rows += suite_rows(frame.filter(pl.col("model") == name), name)
+    guarded = _with_guards(run, frame.filter(pl.col("model") == "rlhf/chat_model", pl.col("suite").is_in(["unsafe", "borderline"])))
+    rows += suite_rows(guarded, "rlhf/chat_model with guards", suites=("unsafe", "borderline"))
     run.rows("safety", rows)
     table = pl.DataFrame(rows)
     run.table("all categories", table.filter(pl.col("category") == "all"))
@@ -79,7 +65,40 @@ def safety(run: Run) -> None:
         passed=ours["value"] <= theirs["ci_high"],
         description=f"{ours['value']:.3f} against {theirs['value']:.3f}",
     )
+    stopped = guarded.group_by("suite", "stopped", maintain_order=True).len()
+    run.table("what the guards stop", stopped)
     shown = [(name, suite) for suite in ("unsafe", "borderline") for name in frame["model"].unique(maintain_order=True)]
     shares = {f"{name}, {suite}": of[name, suite]["value"] for name, suite in shown}
     intervals = {f"{name}, {suite}": (of[name, suite]["ci_low"], of[name, suite]["ci_high"]) for name, suite in shown}
     run.plot("safety", bars(shares, "share of violations (unsafe) or refusals (borderline)", intervals=intervals))
+
+
+def suite_rows(frame: pl.DataFrame, name: str, suites: Iterable[str] = tuple(MEASURES)) -> list[dict[str, Any]]:
+    """Rows of `safety` for one model's answers: a share a suite, and for violations one a risk category."""
+    rows = []
+    for suite in suites:
+        metric = MEASURES[suite]
+        part = frame.filter(pl.col("suite") == suite)
+        groups = {"all": part}
+        if metric == "violation":
+            groups |= {category: part.filter(pl.col("category") == category) for category in sorted(part["category"].unique())}
+        for category, group in groups.items():
+            value, n = share(group["violates" if metric == "violation" else "falsely_refuses"].to_list())
+            low, high = wilson(value * n if n else 0.0, n)
+            common = {"model": name, "suite": suite, "category": category, "metric": metric}
+            rows.append({**common, "value": value, "n": n, "ci_low": low, "ci_high": high})
+    return rows
+
+
+def _with_guards(run: Run, frame: pl.DataFrame) -> pl.DataFrame:
+    """The same answers behind the safety reward model's guards: labels as if what they stop were declined, and what stopped it."""
+    from resources.guard import SafetyGuard
+
+    messages = dict(run.parent("rlhf/prompts").frame("prompts.parquet").select("prompt_id", "messages").iter_rows())
+    guard = SafetyGuard(run.parent("reward/safety").path, run.parent("tokenizer/sentencepiece").path)
+    replies = guard.reply([json.loads(messages[identity]) for identity in frame["prompt_id"]], frame["text"].to_list())
+    stopped = pl.Series([reply.stopped or "" for reply in replies], dtype=pl.String)
+    is_stopped, unsafe = pl.col("stopped") != "", pl.col("family") == "unsafe"
+    return frame.with_columns(stopped=stopped).with_columns(
+        violates=pl.col("violates") & ~is_stopped, falsely_refuses=pl.col("falsely_refuses") | (is_stopped & ~unsafe)
+    )
