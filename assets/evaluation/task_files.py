@@ -74,7 +74,7 @@ def read_task(name: str, layout: str, path: Path, limit: int | None = None) -> T
     if layout not in LAYOUTS:
         raise TampuError(f"task {name}: there is no layout {layout!r}; the layouts are {', '.join(LAYOUTS)}")
     task = TaskFile(name, LAYOUTS[layout], [])
-    for line, row in _rows(name, path):
+    for line, row in json_rows(name, path):
         if limit is not None and len(task.items) >= limit:
             break
         try:
@@ -91,8 +91,11 @@ def read_task(name: str, layout: str, path: Path, limit: int | None = None) -> T
     return task
 
 
-def _rows(name: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, JSON value or None where the line is no JSON) of every line that is not blank."""
+def json_rows(name: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, JSON value or None where the line is no JSON) of every line that is not blank.
+
+    Raises TampuError when the file cannot be read.
+    """
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -102,7 +105,7 @@ def _rows(name: str, path: Path) -> Iterator[tuple[int, Any]]:
                     except ValueError:
                         yield number, None
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise TampuError(f"task {name}: {path} can not be read ({error}): expected JSON lines in UTF-8, plain or .gz") from None
+        raise TampuError(f"{name}: {path} can not be read ({error}): expected JSON lines in UTF-8, plain or .gz") from None
 
 
 def _object(row: Any) -> Row:
