@@ -44,13 +44,42 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama, SentencePiece
 
 @pytest.fixture(scope="module")
 def theirs(ours: tuple[Llama, SentencePieceTokenizer, Path]) -> Any:
-    """The harness's own backend on the export; the tokenizer of transformers is built from the same SentencePiece file."""
+    """The harness's own backend on the export."""
     from lm_eval.models.huggingface import HFLM
-    from transformers import LlamaForCausalLM, LlamaTokenizer
+    from transformers import LlamaForCausalLM, PreTrainedTokenizer
+
+    class SentencePieceInTransformers(PreTrainedTokenizer):
+        """What transformers does with a Llama tokenizer, on the same SentencePiece file: BOS first, pieces, text back from pieces."""
+
+        def __init__(self, pieces: SentencePieceTokenizer) -> None:
+            self.pieces = pieces.processor
+            super().__init__(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+
+        @property
+        def vocab_size(self) -> int:
+            return int(self.pieces.get_piece_size())
+
+        def get_vocab(self) -> dict[str, int]:
+            return {self.pieces.id_to_piece(i): i for i in range(self.vocab_size)}
+
+        def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+            return list(self.pieces.encode(text, out_type=str))
+
+        def _convert_token_to_id(self, token: str) -> int:
+            return int(self.pieces.piece_to_id(token))
+
+        def _convert_id_to_token(self, index: int) -> str:
+            return str(self.pieces.id_to_piece(index))
+
+        def convert_tokens_to_string(self, tokens: list[str]) -> str:
+            return str(self.pieces.decode_pieces(tokens))
+
+        def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
+            return [1, *token_ids_0]
 
     folder = ours[2]
     network = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    same = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
+    same = SentencePieceInTransformers(ours[1])
     return HFLM(network, tokenizer=same, batch_size=4, device="cpu", add_bos_token=True)
 
 
