@@ -147,11 +147,11 @@ def ingest(
 @click.option("--json", "as_json", is_flag=True)
 @_clear
 def report(round_name: str | None, as_json: bool) -> None:
-    """Print the scoreboard of a round."""
+    """Print the scoreboard of a round, and where its page and model card lie."""
     from jobs.stages import scoreboard
 
     board = scoreboard(_store(), round_name)
-    _say(board["scores"], as_json, board["text"])
+    _say(board["scores"], as_json, f"{board['text']}\npage:       {board['page']}\nmodel card: {board['card']}")
 
 
 @main.command()
@@ -269,16 +269,28 @@ def _sampling(command: Callable[P, R]) -> Callable[P, R]:
 @click.option("--prompt", required=True, help="the message; with --raw, the text to continue")
 @click.option("--raw", is_flag=True, help="continue the prompt as text, without the chat format")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--guard", "guarded", is_flag=True, help="refuse where the safety reward model finds the message or the answer unsafe")
 @click.option("--json", "as_json", is_flag=True)
 @_clear
-def generate(model: str, prompt: str, raw: bool, temperature: float, top_p: float, max_new_tokens: int, seed: int, as_json: bool) -> None:
+def generate(
+    model: str, prompt: str, raw: bool, temperature: float, top_p: float, max_new_tokens: int, seed: int, guarded: bool, as_json: bool
+) -> None:
     """Answer one message with MODEL: asset[@round][:weights], an imported name or a path; default the latest chat model."""
     from jobs.models import answerer, open_model
+    from jobs.stages import guard_answer
 
-    opened = open_model(_store(), model)
+    if raw and guarded:
+        raise TampuError("--guard reads a message and its answer, --raw has neither: leave one of them out")
+    store = _store()
+    opened = open_model(store, model)
     talk = answerer(opened, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, raw=raw)
-    answer = talk([{"role": "user", "content": prompt}], seed)
-    _say({"model": opened.reference, "prompt": prompt, "answer": answer}, as_json, answer)
+    messages = [{"role": "user", "content": prompt}]
+    answer = talk(messages, seed)
+    found: dict[str, Any] = {"model": opened.reference, "prompt": prompt, "answer": answer}
+    if guarded:
+        reply = guard_answer(store, messages, answer)
+        found |= {**vars(reply), "answer": reply.text}
+    _say(found, as_json, found["answer"])
 
 
 @main.command()

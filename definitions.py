@@ -26,6 +26,7 @@ import assets.rlhf.ghost_attention_data
 import assets.rlhf.policy
 import assets.rlhf.ppo_policy
 import assets.rlhf.prompts
+import assets.rlhf.safety_scaling
 import assets.rlhf.samples
 import assets.sft
 import assets.sft_data
@@ -53,6 +54,7 @@ ASSET_MODULES = [
     assets.rlhf.ppo_policy,
     assets.rlhf.chat_model,
     assets.rlhf.ablations,
+    assets.rlhf.safety_scaling,
     assets.evaluation.answers,
     assets.evaluation.benchmarks,
     assets.evaluation.reward_accuracy,
@@ -75,6 +77,8 @@ defs = dg.Definitions(
         pipelines.accept_batch,
         pipelines.ablations_once,
         pipelines.ablations_of_a_round,
+        pipelines.safety_scaling_once,
+        pipelines.safety_scaling_of_a_round,
         growth.collect_preferences,
     ],
     sensors=[growth.inbox, growth.preference_growth],

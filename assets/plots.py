@@ -111,6 +111,22 @@ def calibration(curves: Mapping[str, Sequence[tuple[float, float, int]]], x: str
     return figure
 
 
+def paths(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str, *, centre: float) -> "Figure":
+    """A path of labelled points a name, as in the paper's Fig. 11, with lines through `centre` on both axes."""
+    figure, axes = _figure()
+    for name, points in series.items():
+        axes.plot([point[0] for point in points], [point[1] for point in points], marker="o", markersize=4, label=name, alpha=0.8)
+        for across, up, label in points:
+            axes.annotate(label, (across, up), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    axes.axvline(centre, color="#999999", linewidth=0.8)
+    axes.axhline(centre, color="#999999", linewidth=0.8)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def grid(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> "Figure":
     """Shares in [0, 1] as a table of coloured cells with their numbers; not-a-number stays empty."""
     import math

@@ -10,7 +10,9 @@ from jobs.growth import growth, waiting
 from jobs.launch import run_assets
 from resources.environment import active_profile
 from resources.errors import TampuError
+from resources.guard import Guarded, SafetyGuard
 from resources.inbox import batches_in
+from resources.prompts.prompt import Messages
 from resources.rounds import BATCHES, ROUNDS, Round, load_round, open_round, round_names
 from resources.store import ArtifactStore
 
@@ -87,7 +89,9 @@ def demonstrate(store: ArtifactStore, instance: dg.DagsterInstance, say: Callabl
             open_next(store, instance)
         say(f"\nround {name}")
         run_assets(store, instance, names_of((), name), partition=name)
-    say("\n" + scoreboard(store, None)["text"])
+    board = scoreboard(store, None)
+    say("\n" + board["text"])
+    say(f"\nreport with pictures and the model card:  {board['page']}")
     say("\nopen the UI:  make ui   (http://127.0.0.1:3000)")
     say("ask duckdb:")
     for query in QUERIES:
@@ -116,8 +120,17 @@ def latest_round(store: ArtifactStore, profile: str, asset: str) -> str:
 
 
 def scoreboard(store: ArtifactStore, round_name: str | None) -> dict[str, Any]:
-    """The scores of a round's report, and the same as text."""
+    """The scores of a round's report, the same as text, and the paths of its page and model card."""
     profile = active_profile()
     name = round_name or latest_round(store, profile, "evaluation/report")
     report = store.current("evaluation/report", name, profile)
-    return {"scores": report.json("scoreboard.json"), "text": report.file("scoreboard.txt").read_text(encoding="utf-8")}
+    text = report.file("scoreboard.txt").read_text(encoding="utf-8")
+    return {"scores": report.json("scoreboard.json"), "text": text, "page": report.file("report.html"), "card": report.file("model_card.md")}
+
+
+def guard_answer(store: ArtifactStore, messages: Messages, answer: str) -> Guarded:
+    """What the latest safety reward model as a guard lets through."""
+    profile = active_profile()
+    reward = store.current("reward/safety", latest_round(store, profile, "reward/safety"), profile)
+    tokenizer = store.current("tokenizer/sentencepiece", None, profile)
+    return SafetyGuard(reward.path, tokenizer.path).reply([messages], [answer])[0]

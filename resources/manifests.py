@@ -154,12 +154,18 @@ def file_problems(path: Path, manifest: dict[str, Any], *, rehash: bool) -> Iter
             yield f"has a file {name} that the manifest does not list"
 
 
-def difference(before: dict[str, Any], files: list[dict[str, Any]]) -> dict[str, Any]:
+def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """What a recomputed artifact differs from: {key, data_version, files: names that differ} of the manifest before."""
-    old = {entry["name"]: entry["sha256"] for entry in before["files"]}
-    new = {entry["name"]: entry["sha256"] for entry in files}
+    old = versioned_files(before)
+    new = versioned_files(after)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return {"key": before["key"], "data_version": before["data_version"], "files": names}
+
+
+def versioned_files(manifest: dict[str, Any]) -> dict[str, str]:
+    """{name: SHA-256} of the files that the data version is made of; manifests from before there were others name none to leave out."""
+    left_out = frozenset(manifest.get("unversioned", ()))
+    return {entry["name"]: entry["sha256"] for entry in manifest["files"] if entry["name"] not in left_out}
 
 
 def file_entries(folder: Path) -> list[dict[str, Any]]:

@@ -159,7 +159,9 @@ def _inputs(
             elif (pinned := current.pinned(asset)) is not None:
                 inputs.append(Input("previous", asset, _open_pinned(store, pinned)))
         for asset in declared.history:
-            inputs.extend(Input("history", asset, _open_pinned(store, pinned)) for pinned in current.history[asset])
+            inputs.extend(
+                Input("history", asset, _open_pinned(store, pinned)) for pinned in current.history.get(asset, ())
+            )  # older records pin less
     return inputs
 
 
@@ -250,6 +252,7 @@ def _manifest(plan: _Plan, run: Run, used: Mapping[str, Any]) -> dict[str, Any]:
         "previews": run.previews,
         "plots": run.plots,
         "tables": sorted(run.tables),
+        "unversioned": sorted(run.unversioned),
         "checks": list(run.reported.values()),
     }
 

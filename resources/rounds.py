@@ -28,7 +28,7 @@ FIRST_CHAT_MODEL = "sft/model"
 # Artifacts of the round before that a round may read; each is pinned when it is current as the round opens.
 PREVIOUS = (CHAT_MODEL, "rlhf/policy", "reward/helpfulness", "reward/safety", "rlhf/samples")
 # Assets of which a round may read every earlier round's artifact.
-HISTORY = ("rlhf/samples",)
+HISTORY = ("rlhf/samples", "rlhf/chat_model")
 
 Reference = dict[str, str | None]
 

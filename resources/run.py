@@ -113,6 +113,7 @@ class Run:
     cited: list[dict[str, str | None]] = field(default_factory=list)
     devices: list[dict[str, Any]] = field(default_factory=list)
     tables: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    unversioned: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -191,13 +192,19 @@ class Run:
 
     # Files of the artifact
 
-    def path(self, name: str) -> Path:
-        """Path for a file or folder of the artifact that the body writes itself; the folders above it are made."""
+    def path(self, name: str, *, versioned: bool = True) -> Path:
+        """Path for a file or folder of the artifact that the body writes itself; the folders above it are made.
+
+        A file that tells hours, energy or dates is not `versioned`: it is kept and hashed like any other, and the data version leaves it
+        out, so that another machine's clock makes no other version.
+        """
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or pure.parts[0] == MANIFEST:
             raise TampuError(f"{self.asset} cannot write {name!r}: give a name inside the artifact, not {MANIFEST}")
         path = self.directory / pure
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not versioned:
+            self.unversioned.append(pure.as_posix())
         return path
 
     def write_frame(self, name: str, frame: pl.DataFrame) -> None:

@@ -33,6 +33,7 @@ from resources.manifests import (
     file_problems,
     natural,
     read_manifest,
+    versioned_files,
 )
 
 __all__ = ["Artifact", "ArtifactStore", "natural"]
@@ -242,7 +243,7 @@ class ArtifactStore(dg.ConfigurableResource):
         asset, identity = manifest["asset"], manifest["identity"]
         with disk_troubles(self.root):
             files = file_entries(temporary)
-            version = data_version_of({entry["name"]: entry["sha256"] for entry in files})
+            version = data_version_of(versioned_files({**manifest, "files": files}))
             kept, said = self._variants(asset, identity, partition)
             for same in (one for one in kept if one.data_version == version):
                 self.discard(temporary)
@@ -250,7 +251,7 @@ class ArtifactStore(dg.ConfigurableResource):
             before = kept[0].manifest if kept else self._last_damaged(asset, identity)
             differs_from = None
             if before is not None and before["data_version"] != version:
-                differs_from = difference(before, files)
+                differs_from = difference(before, {**manifest, "files": files})
                 names, old = ", ".join(differs_from["files"]), before["data_version"]
                 said.append(
                     f"recomputing {asset} {identity[:8]} gave other bytes than before in {names} (data version {version[:8]}, before {old[:8]})"

@@ -96,6 +96,9 @@ TABLES: dict[str, dict[str, pl.DataType]] = {
         "win_rate": NUMBER,
         "ci_low": NUMBER,
         "ci_high": NUMBER,
+        "inconsistent": INTEGER,
+        "first_share": NUMBER,
+        "failed": INTEGER,
     },
     "safety": {
         "model": TEXT,
@@ -144,6 +147,30 @@ TABLES: dict[str, dict[str, pl.DataType]] = {
         "opponent": TEXT,
         "rating": TEXT,
         "axis": TEXT,
+        "question": TEXT,
+    },
+    "rater_agreement": {
+        "question": TEXT,
+        "model": TEXT,
+        "opponent": TEXT,
+        "coefficient": TEXT,
+        "value": NUMBER,
+        "ci_low": NUMBER,
+        "ci_high": NUMBER,
+        "items": INTEGER,
+        "raters": INTEGER,
+        "ratings": INTEGER,
+    },
+    "red_team": {
+        "person": TEXT,
+        "model": TEXT,
+        "dialogues": INTEGER,
+        "hours": NUMBER,
+        "prompts": INTEGER,
+        "violations": INTEGER,
+        "gamma": NUMBER,
+        "ci_low": NUMBER,
+        "ci_high": NUMBER,
     },
     "carbon": {"device": TEXT, "device_hours": NUMBER, "watts": NUMBER, "kwh": NUMBER, "tco2e": NUMBER},
 }
@@ -160,7 +187,9 @@ NOT_NULL = {
     "reward_hacking": ("model", "probe", "metric", "n"),
     "ghost_attention": ("model", "turn", "variant", "n"),
     "contamination": ("dataset", "subset", "n"),
-    "human_ratings": ("item", "rater", "model", "opponent", "rating", "axis"),
+    "human_ratings": ("item", "rater", "model", "rating", "axis"),
+    "rater_agreement": ("question", "coefficient", "items", "raters", "ratings"),
+    "red_team": ("person", "model", "prompts", "violations"),
 }
 
 

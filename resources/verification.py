@@ -10,7 +10,7 @@ import polars as pl
 from resources import identity, imports
 from resources.disk import sha256_file
 from resources.errors import TampuError
-from resources.manifests import Artifact, Damaged, file_problems, read_manifest
+from resources.manifests import Artifact, Damaged, file_problems, read_manifest, versioned_files
 from resources.rounds import BATCH_ASSET, load_round, round_path
 from resources.store import ArtifactStore, command
 from resources.warehouse import current_file, current_row, published_file, published_rows, published_tables
@@ -73,8 +73,7 @@ def _artifact(store: ArtifactStore, asset: str, key: str) -> tuple[list[Finding]
     problems = list(file_problems(path, manifest, rehash=True))
     if (manifest["asset"], manifest["key"]) != (asset, key):
         problems.append(f"has the manifest of {manifest['asset']} {manifest['key']}")
-    hashes = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
-    if identity.data_version_of(hashes) != manifest["data_version"]:
+    if identity.data_version_of(versioned_files(manifest)) != manifest["data_version"]:
         problems.append("has a data version that is not that of its files")
     if manifest["format"] == identity.FORMAT and _key(manifest) != manifest["identity"]:
         problems.append("has a key that is not that of its code, config and inputs")

@@ -36,6 +36,8 @@ CURRENT: dict[str, pl.DataType] = {
     "data_version": TEXT,
     "materialized_at": TIME,
 }
+# duckdb's names for statements that only read; SHOW, DESCRIBE, SUMMARIZE and FROM are SELECT, PIVOT is MULTI.
+READS = frozenset(("SELECT", "MULTI"))
 _viewed: set[Path] = set()  # homes whose views this process has written
 SQL_TYPES = {"String": "VARCHAR", "Int64": "BIGINT", "Float64": "DOUBLE", "Boolean": "BOOLEAN", "Datetime": "TIMESTAMP"}
 
@@ -265,11 +267,14 @@ def _glob(path: str) -> str:
 def query(store: ArtifactStore, sql: str, parameters: Sequence[Any] = ()) -> pl.DataFrame:
     """The rows that a SQL query over the views gives, as a frame: integers of any width as Int64, decimals as Float64.
 
-    Raises TampuError with duckdb's message when the query cannot be answered.
+    Only statements that read are run. Raises TampuError with duckdb's message when the query cannot be answered, and
+    naming the kind of statement when it would do something else than read.
     """
     path = _ensure_views(store)
     connection = duckdb.connect(str(path), read_only=True)
     try:
+        _only_reads(connection, sql)
+        connection.execute("SET lock_configuration = true")
         relation = connection.sql(sql, params=list(parameters) or None)
         if relation is None:
             return pl.DataFrame()
@@ -280,6 +285,17 @@ def query(store: ArtifactStore, sql: str, parameters: Sequence[Any] = ()) -> pl.
         connection.close()
     columns = [[row[index] for row in rows] for index in range(len(names))]
     return pl.DataFrame([_series(*column) for column in zip(_distinct(names), kinds, columns, strict=True)])
+
+
+def _only_reads(connection: "duckdb.DuckDBPyConnection", sql: str) -> None:
+    """Refuse what a read-only database would still do outside itself: COPY ... TO, ATTACH, EXPORT, INSTALL, EXPLAIN ANALYZE of these."""
+    statements = connection.extract_statements(sql)
+    if not statements:
+        raise TampuError("the query is empty: `SHOW TABLES` lists what there is")
+    for statement in statements:
+        if statement.type.name not in READS:
+            kind = statement.type.name
+            raise TampuError(f"the warehouse is read-only, and this is a {kind} statement: ask with SELECT, FROM, SHOW, DESCRIBE or SUMMARIZE")
 
 
 def _series(name: str, kind: str, values: list[Any]) -> pl.Series:

@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from conftest import Demo
 
+from assets.rlhf.safety_scaling import PERCENTS
 from jobs.launch import config_keys, parse_overrides, run_assets
 from jobs.stages import demonstrate, names_of, scoreboard
 from resources.errors import TampuError
@@ -183,13 +184,19 @@ def test_a_value_out_of_range_is_one_clear_line(demo_copy: ArtifactStore) -> Non
 def test_the_ablations_run_on_a_finished_round(demo_copy: ArtifactStore) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("rounds", ["v1", "v2"])
-        run_assets(demo_copy, instance, ["ablations/sft_without_safety"])
+        run_assets(demo_copy, instance, [name for name, one in DECLARED.items() if name.startswith("ablations/") and not one.partitions])
         run_assets(
             demo_copy, instance, [name for name, one in DECLARED.items() if name.startswith("ablations/") and one.partitions], partition="v2"
         )
     rebuild_views(demo_copy)
     rows = query(demo_copy, "SELECT DISTINCT model FROM safety_current WHERE asset = 'ablations/comparison'")
     assert {"ablations/sft_without_safety", "ablations/policy_without_context_distillation"} <= set(rows["model"])
+    counts = [
+        demo_copy.current(f"ablations/sft_with_{percent}_percent_safety", None, "micro").metrics["safety_demonstrations"] for percent in PERCENTS
+    ]
+    assert counts == sorted(counts) and counts[0] == 0 < counts[-1]
+    shares = query(demo_copy, "SELECT DISTINCT category FROM safety_current WHERE asset = 'ablations/safety_scaling' AND metric = 'violation'")
+    assert set(shares["category"]) == {f"{percent} % safety data" for percent in (*PERCENTS, 100)}
 
 
 def test_an_interrupted_training_leaves_nothing_behind_and_starts_cleanly(demo_copy: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from homes import Home, artifact, start
 from recipes import GRAPH, drop, foundation, next_round
 
 from resources import tables
+from resources.disk import temporary_name
 from resources.errors import TampuError
 from resources.recipe import Run
 from resources.store import ArtifactStore
@@ -261,12 +262,55 @@ def test_the_views_survive_under_any_name_of_the_file_and_hold_no_rows(home: Hom
     assert "v1.0.0" in str(tags), tags
 
 
-def test_queries_read_only_and_a_bad_one_is_one_clear_error(home: Home) -> None:
+def test_a_bad_query_is_one_clear_error(home: Home) -> None:
     make(home)
-    for sql in ("DROP VIEW training_metrics", "CREATE TABLE t (a INTEGER)", "SELECT nothing FROM nowhere", "SELEC"):
+    for sql in ("SELECT nothing FROM nowhere", "SELEC"):
         with pytest.raises(TampuError, match="the warehouse cannot answer this query"):
             query(home.store, sql)
+    with pytest.raises(TampuError, match="the query is empty"):
+        query(home.store, "-- nothing")
     assert query(home.store, "SELECT value FROM training_metrics WHERE value > ?", [1]).height == 1
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DROP VIEW training_metrics",
+        "CREATE TABLE t (a INTEGER)",
+        "COPY (SELECT 1) TO '{folder}/out.csv'",
+        "SELECT 1; COPY (SELECT 1) TO '{folder}/out.csv'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{folder}/out.csv'",
+        "ATTACH '{folder}/out.duckdb'",
+        "EXPORT DATABASE '{folder}/out'",
+        "INSTALL httpfs",
+        "SET threads = 1",
+        "PRAGMA enable_profiling",
+        "PREPARE p AS SELECT 1",
+    ],
+)
+def test_a_query_that_would_do_more_than_read_is_refused_and_leaves_no_file(home: Home, tmp_path: Path, sql: str) -> None:
+    make(home)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    with pytest.raises(TampuError, match=r"the warehouse is read-only, and this is a [A-Z_]+ statement: ask with SELECT"):
+        query(home.store, sql.format(folder=folder))
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SHOW TABLES",
+        "DESCRIBE win_rates",
+        "FROM training_metrics",
+        "SUMMARIZE training_metrics",
+        "WITH a AS (SELECT 1 AS one) FROM a",
+        "VALUES (1)",
+    ],
+)
+def test_every_way_to_read_is_open(home: Home, sql: str) -> None:
+    make(home)
+    assert query(home.store, sql).height >= 1
 
 
 def test_a_query_gives_plain_types_also_for_sums_decimals_and_repeated_names(home: Home) -> None:
@@ -317,6 +361,58 @@ def test_a_reader_in_another_process_sees_every_file_whole_while_a_run_writes(ho
     (tmp_path / "stop").touch()
     _, error = reader.communicate()
     assert reader.returncode == 0, error
+
+
+CLIENT = """
+import sys, duckdb
+from pathlib import Path
+from resources.store import ArtifactStore
+from resources.warehouse import query, rebuild_views
+
+# A client that opens the file anew for every question, as scripts and notebooks do, or asks through `tampu query`'s own function.
+file, stop, way = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+store = ArtifactStore(home=str(file.parent))
+asked = 0
+sql = "SELECT count(*), count(value), count(DISTINCT key) FROM training_metrics_current"
+while asked < 2 or not stop.exists():
+    if way == "query":
+        rebuild_views(store)
+        row = query(store, sql).row(0)
+    else:
+        with duckdb.connect(str(file), read_only=True) as connection:
+            row = connection.execute(sql).fetchone()
+    assert row == (300, 300, 1), row
+    asked += 1
+    if asked == 1:
+        print("reading", flush=True)
+"""
+
+
+def test_many_readers_meet_no_lock_and_always_one_whole_current_version_while_runs_write(home: Home, tmp_path: Path) -> None:
+    make(home, 0, steps=300)
+    (tmp_path / "client.py").write_text(CLIENT)
+    arguments = (str(home.store.root / "warehouse.duckdb"), str(tmp_path / "stop"))
+    readers = [start(tmp_path / "client.py", *arguments, way) for way in ("query", "connect", "query", "connect")]
+    for reader in readers:
+        assert reader.stdout is not None and reader.stdout.readline() == "reading\n"
+    for value in range(1, 6):
+        make(home, value, steps=300)
+        rebuild_views(home.store)
+    (tmp_path / "stop").touch()
+    for reader in readers:
+        _, error = reader.communicate()
+        assert reader.returncode == 0, error
+
+
+def test_what_a_killed_writer_left_behind_is_not_seen(home: Home) -> None:
+    make(home)
+    folder = home.store.root / "warehouse" / "training_metrics"
+    whole = next(path for path in folder.glob("sft__model@*.parquet"))
+    temporary_name(whole).write_bytes(whole.read_bytes()[:100])
+    temporary_name(home.store.root / "warehouse.duckdb").write_bytes(b"half")
+    assert ask(home, "SELECT value FROM training_metrics_current") == [(2.5,)]
+    rebuild_views(home.store)
+    assert ask(home, "SELECT value FROM training_metrics_current") == [(2.5,)]
 
 
 def test_a_store_that_nobody_wrote_to_answers_with_no_rows(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Built-in benchmarks: bits per byte of test text, next-turn choice, and success at held-out instructions."""
 
 import math
-from typing import Any
+from collections import Counter
+from typing import Any, ClassVar
 
 import dagster as dg
 import numpy as np
@@ -10,6 +11,7 @@ from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
 from assets.evaluation.answers import MODEL_PARENTS, models_of
+from assets.evaluation.harness_tasks import Found, TaskSource, group_means, run_tasks, task_files
 from assets.evaluation.multiple_choice import answer_items, next_turn_items
 from assets.evaluation.statistics import share
 from assets.plots import bars
@@ -18,11 +20,16 @@ from resources.recipe import Check, Run, artifact
 
 
 class BenchmarksConfig(dg.Config):
-    """Sizes of the built-in tasks."""
+    """Sizes of the built-in tasks, and which others are asked."""
+
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("tasks.path", "tasks.shots_path")
 
     items: int = Field(active().multiple_choice_items, ge=2, description="next-turn items at most")
     context: int = Field(active().context, ge=16, description="tokens a block for bits per byte")
     seed: int = Field(active().seed, ge=0, description="wrong choices and their order")
+    tasks: list[TaskSource] = Field([], description="academic benchmarks beyond the built-in ones, through lm-evaluation-harness")
+    task_models: list[str] = Field(["pretraining/base_model", "rlhf/chat_model"], description="models that these are asked of")
+    run_code: bool = Field(False, description="run programs that the model wrote, in a sandbox (HumanEval, MBPP)")
 
 
 @artifact(
@@ -30,12 +37,17 @@ class BenchmarksConfig(dg.Config):
     parents=["evaluation/answers", "pretraining/base_model", "pretraining/tokens", "corpus/filtered", *MODEL_PARENTS],
     previous=("rlhf/chat_model",),
     partitions="round",
+    files=lambda request: task_files(request.config.tasks),
     kinds={"pytorch", "polars"},
     owners=["team:evaluation"],
-    checks=[Check("instructions_above_sft", blocking=False, description="the chat model follows more held-out instructions than SFT")],
+    checks=[
+        Check("instructions_above_sft", blocking=False, description="the chat model follows more held-out instructions than SFT"),
+        Check("every_question_counts", blocking=False, description="no row of a benchmark file was left out"),
+    ],
 )
 def benchmarks(run: Run, config: BenchmarksConfig) -> None:
-    """Every model of the round and the base model on text, on choosing the next turn among four, and on held-out instructions."""
+    """Every model of the round and the base model on text, on choosing the next turn among four, and on held-out instructions; with
+    `tasks`, base and chat model on academic benchmarks too, from local files or by name, with the paper's groups and shots."""
     from model.causal_lm import bits_per_byte
     from model.packing import blocks
     from model.tokenizer_files import load_tokenizer
@@ -48,10 +60,14 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
     conversations = run.parent("corpus/filtered").frame("conversations.parquet").filter(pl.col("split") == "test")
     items = next_turn_items(conversations, config.items, seed=config.seed)
     rows: list[dict[str, Any]] = []
+    asked = Found([], [], [])
     for name, artifact_ in {"pretraining/base_model": run.parent("pretraining/base_model"), **models_of(run)}.items():
         network = load_llama(artifact_.path)
         if name in ("pretraining/base_model", "rlhf/chat_model"):
             rows.append(_row(name, "test text", "language modelling", "bits_per_byte", bits_per_byte(network, test, size), None, size))
+        if config.tasks and name in config.task_models:
+            more = run_tasks(network, tokenizer, name, config.tasks, run.files, run_code=config.run_code)
+            asked = Found(asked.rows + more.rows, asked.samples + more.samples, more.rejected)
         value, n = share(answer_items(network, tokenizer, items))
         rows.append(_row(name, "next turn of four", "multiple choice", "accuracy", value, _stderr(value, n), n))
     answers = run.parent("evaluation/answers").frame("answers.parquet").filter(pl.col("family") == "task")
@@ -60,7 +76,14 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
         for task in ("all", *sorted(part["task"].unique())):
             value, n = share((part if task == "all" else part.filter(pl.col("task") == task))["succeeds"].to_list())
             rows.append(_row(name, f"instruction: {task}", "instruction following", "success", value, _stderr(value, n), n))
+    rows += [*asked.rows, *group_means(asked.rows)]
     run.rows("benchmarks", rows)
+    if asked.samples:
+        run.write_frame("samples.parquet", pl.DataFrame(asked.samples))
+    if asked.rejected:
+        run.write_frame("rejected.parquet", pl.DataFrame(asked.rejected))
+    reasons = dict(Counter(f"{row['task']}: {row['reason']}" for row in asked.rejected))
+    run.check("every_question_counts", passed=not reasons, description="; ".join(f"{n} × {why}" for why, n in reasons.items()) or "all do")
     table = pl.DataFrame(rows, infer_schema_length=None)
     run.table("all", table.select("model", "task", "metric", "value", "stderr", "n"))
     success = {row["model"]: row["value"] for row in rows if row["task"] == "instruction: all"}

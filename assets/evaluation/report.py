@@ -1,11 +1,15 @@
-"""The report of a round: a scoreboard and a model card, made only from the rows and manifests of its own ancestors."""
+"""The report of a round: a scoreboard, a page and a model card, made only from the rows and manifests of its own ancestors."""
 
 from typing import Any
 
+import dagster as dg
 import polars as pl
+from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
-from assets.evaluation.model_card import model_card
+from assets.evaluation.html_page import Picture, page
+from assets.evaluation.model_card import Maker, Section, as_markdown, model_card
+from assets.evaluation.win_rates import progress
 from assets.plots import bars
 from resources.recipe import Check, Run, artifact
 from resources.run import markdown_table
@@ -100,7 +104,8 @@ def scores_of(run: Run) -> list[dict[str, Any]]:
             what = "instruction success" if row["task"] == "instruction: all" else "next turn of four"
             add(f"{labels[row['model']]}, {what}", row["value"], benchmarks, row["value"] - half, row["value"] + half, row["n"])
     wins = run.parent("evaluation/win_rates")
-    for row in wins.frame("rows/win_rates.parquet").filter(pl.col("judge") == "annotator").iter_rows(named=True):
+    own = pl.col("model").is_in(list(labels)) & (pl.col("judge") == "annotator")
+    for row in wins.frame("rows/win_rates.parquet").filter(own).iter_rows(named=True):
         opponent = labels.get(row["opponent"], row["opponent"])
         add(
             f"{labels[row['model']]}, {row['axis']} win rate against {opponent}",
@@ -128,29 +133,33 @@ def as_text(rows: list[dict[str, Any]], title: str) -> str:
     return "\n".join(lines)
 
 
+class ReportConfig(dg.Config):
+    """The fields of the model card that only its maker can fill in."""
+
+    developer: str = Field("Whoever ran this recipe.", description="the card's 'Model developer'")
+    licence: str = Field("Code: Apache-2.0. Weights: as the licences of the data in `docs/data.md` allow.", description="the card's 'Licence'")
+    contact: str = Field("Whoever gave you this model.", description="the card's 'Where to send comments'")
+    status: str = Field("A static model, trained on the data named below; later rounds are other models.", description="the card's 'Status'")
+
+
 @artifact(
     "evaluation/report",
     parents=PARENTS,
     partitions="round",
-    kinds={"markdown"},
+    kinds={"markdown", "html"},
     owners=["team:evaluation"],
     checks=[Check("goals_met", blocking=False, description="every measure that has a goal meets it")],
 )
-def report(run: Run) -> None:
-    """Scoreboard (`scoreboard.json`, `.txt`) and model card (`model_card.md`); every number names the artifact that it came from."""
+def report(run: Run, config: ReportConfig) -> None:
+    """Scoreboard (`scoreboard.json`, `.txt`), one page with everything (`report.html`) and the model card (`model_card.md`); every number
+    names the artifact that it came from and links to its manifest. Page and card also tell hours, energy and dates, so they are no part of
+    the data version."""
     rows = scores_of(run)
-    name = run.round.round if run.round else ""
+    name = run.this_round.round
     run.write_json("scoreboard.json", rows)
     run.path("scoreboard.txt").write_text(as_text(rows, f"scoreboard of round {name}, profile {run.profile}") + "\n", encoding="utf-8")
     table = pl.DataFrame(rows, infer_schema_length=None)
     run.table("scoreboard", table.select("measure", "value", "ci_low", "ci_high", "n", "goal", "met"), rows=80)
-    card = model_card(run, markdown_table(table, rows=200))
-    run.path("model_card.md").write_text(card, encoding="utf-8")
-    run.note("model card", card)
-    missed = [row["measure"] for row in rows if row["met"] is False]
-    run.metric("goals", sum(row["met"] is not None for row in rows))
-    run.metric("goals_met", sum(row["met"] is True for row in rows))
-    run.check("goals_met", passed=not missed, description=f"not met: {'; '.join(missed) or 'none'}")
     chosen = [row for row in rows if "win rate against SFT" in row["measure"] and row["measure"].startswith(("chat", "rejection", "PPO"))]
     run.plot(
         "win_rates_against_sft",
@@ -161,3 +170,60 @@ def report(run: Run) -> None:
             line=0.5,
         ),
     )
+    card = model_card(run, Maker(**config.model_dump()), table, _guards(run))
+    markdown = as_markdown(f"Model card: chat model of round {name}, profile {run.profile}", card, lambda frame: markdown_table(frame, rows=200))
+    run.path("model_card.md", versioned=False).write_text(markdown, encoding="utf-8")
+    run.note("model card", markdown)
+    html = page(f"Report: round {name}, profile {run.profile}", [*card, *_tables(run, name)], _pictures(run))
+    run.path("report.html", versioned=False).write_text(html, encoding="utf-8")
+    missed = [row["measure"] for row in rows if row["met"] is False]
+    run.metric("goals", sum(row["met"] is not None for row in rows))
+    run.metric("goals_met", sum(row["met"] is True for row in rows))
+    run.check("goals_met", passed=not missed, description=f"not met: {'; '.join(missed) or 'none'}")
+
+
+def _rows(run: Run, asset: str, table: str) -> pl.DataFrame:
+    """An ancestor's rows of a table with the artifact that they came from, or no rows."""
+    source = run.parent(asset)
+    if table not in source.manifest["tables"]:
+        return pl.DataFrame()
+    return source.frame(f"rows/{table}.parquet").with_columns(artifact=pl.lit(f"{source.asset}/{source.key}"))
+
+
+def _guards(run: Run) -> pl.DataFrame:
+    """What the safety reward model as a guard changes."""
+    safety = _rows(run, "evaluation/safety", "safety")
+    guarded = pl.col("model").is_in(["rlhf/chat_model", "rlhf/chat_model with guards"]) & (pl.col("category") == "all")
+    shown = safety.filter(guarded & pl.col("metric").is_in(["violation", "false_refusal"]) & pl.col("suite").is_in(["unsafe", "borderline"]))
+    return shown.select("model", "suite", "metric", "value", "ci_low", "ci_high", "n", "artifact")
+
+
+def _tables(run: Run, name: str) -> list[Section]:
+    """The tables behind the scoreboard, those that have rows."""
+    wins = _rows(run, "evaluation/win_rates", "win_rates")
+    steps = pl.DataFrame(progress(wins.drop("artifact").to_dicts(), name), infer_schema_length=None)
+    found = {
+        "Progress over rounds": steps.with_columns(artifact=pl.lit(wins["artifact"][0])),
+        "Win rates": wins.drop("model_version", "opponent_version"),
+        "Reward models by rating": _rows(run, "evaluation/reward_accuracy", "reward_accuracy"),
+        "Safety by category": _rows(run, "evaluation/safety", "safety"),
+        "Benchmarks": _rows(run, "evaluation/benchmarks", "benchmarks"),
+        "Ghost Attention": _rows(run, "evaluation/ghost_attention", "ghost_attention"),
+        "Contamination": _rows(run, "evaluation/contamination", "contamination"),
+        "People's verdicts": _rows(run, "evaluation/human_ratings", "win_rates"),
+        "People's safety ratings": _rows(run, "evaluation/human_ratings", "safety"),
+        "Agreement of raters": _rows(run, "evaluation/human_ratings", "rater_agreement"),
+        "Red team": _rows(run, "evaluation/human_ratings", "red_team"),
+    }
+    return [Section(title, table=frame) for title, frame in found.items() if frame.height]
+
+
+def _pictures(run: Run) -> list[Picture]:
+    """The pictures that the ancestors show on their own pages, evaluations first."""
+    found = []
+    for asset in sorted(PARENTS, key=lambda asset: not asset.startswith("evaluation/")):
+        source = run.parent(asset)
+        for name in source.manifest["plots"]:
+            title = f"{asset}: {name.replace('_', ' ')}"
+            found.append(Picture(title, source.file(f"plots/{name}.png").read_bytes(), f"{source.asset}/{source.key}"))
+    return found
