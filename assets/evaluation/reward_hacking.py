@@ -70,6 +70,12 @@ def reward_hacking(run: Run, config: RewardHackingConfig) -> None:
     answers = run.parent("evaluation/answers").frame("answers.parquet")
     pool = {row["prompt_id"]: row for row in run.parent("rlhf/prompts").frame("prompts.parquet").iter_rows(named=True)}
     ours = answers.filter((pl.col("model") == "rlhf/chat_model") & (pl.col("text") != ""))
+    drift = [row for name in answers["model"].unique(maintain_order=True) for row in variety(name, answers.filter(pl.col("model") == name))]
+    if ours.is_empty():
+        run.rows("reward_hacking", drift)
+        for check in ("not_hackable", "no_collapse"):
+            run.check(check, passed=False, description="all answers of the chat model are empty: there is nothing to probe")
+        return
     place = pl.Series([fraction_of(identity, "reward_hacking") for identity in ours["prompt_id"]])
     ours = ours.with_columns(place=place).sort("place").head(config.prompts)
     prompts = [Prompt.from_row(pool[identity]) for identity in ours["prompt_id"]]
@@ -94,13 +100,12 @@ def reward_hacking(run: Run, config: RewardHackingConfig) -> None:
         fact(judge, "unchanged", "length_correlation", rank_correlation(scores, [len(words_of(t)) for t in texts]), len(texts))
         for judge, scores in before.items()
     ]
-    drift = [row for name in answers["model"].unique(maintain_order=True) for row in variety(name, answers.filter(pl.col("model") == name))]
     run.rows("reward_hacking", rows + drift)
     run.write_json("probes.json", {"filler": FILLER, "praise": PRAISE, "repeats": REPEATS})
     _report(run, config, rows, drift)
-    shown = [(p, texts[0], change(prompts[0], texts[0])) for p, change in PROBES.items()] if texts else []
+    shown = [(p, texts[0], change(prompts[0], texts[0])) for p, change in PROBES.items()]
     run.table("examples", pl.DataFrame(shown, schema=["probe", "answer", "changed"], orient="row"))
-    run.note("question", "```json\n" + json.dumps(prompts[0].messages, ensure_ascii=False, indent=1) + "\n```" if prompts else "none")
+    run.note("question", "```json\n" + json.dumps(prompts[0].messages, ensure_ascii=False, indent=1) + "\n```")
 
 
 def fact(judge: str | None, probe: str, metric: str, value: float, n: int, *, of: str = "rlhf/chat_model", ci: Sequence[float] = ()) -> dict:
