@@ -122,8 +122,12 @@ def test_a_training_in_parts_goes_on_to_the_bit(kind: str, tmp_path: Path) -> No
 
     resume, execution = Resume(tmp_path, every_steps=3, every_minutes=None, say=lambda line: None), Execution(accumulate=2)
     expected = train(kind, execution=execution)
-    with pytest.raises(SystemExit) as ended:
-        train(kind, resume, terminate, execution=execution)
+    inherited = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            train(kind, resume, terminate, execution=execution)
+    finally:
+        signal.signal(signal.SIGTERM, inherited)
     assert ended.value.code == 143
     assert sorted(path.name.split("-")[1] for path in tmp_path.glob("state-*.pt")) == ["000000003", "000000005"]
     assert train(kind, resume, execution=execution) == expected

@@ -120,7 +120,7 @@ def test_nonsense_timeouts_and_broken_servers_are_counted_by_kind_and_the_rest_c
         return prefers_longer(body, number)
 
     with server(behaviour) as (url, _):
-        judge = EndpointJudge(endpoint(url, timeout=0.5, retries=0, concurrency=12))
+        judge = EndpointJudge(endpoint(url, timeout=5, retries=0, concurrency=12))
         judged = judge_pairs(judge, pairs(6))
     assert judged.outcomes == [None, None, None, None, 1.0, 1.0] and judged.consistent[:4] == [None] * 4
     assert judge.failures == {"http 503": 2, "no text": 2, "nonsense": 2, "timeout": 2}
@@ -229,7 +229,7 @@ def test_a_round_is_compared_with_a_server_and_imported_weights_under_a_language
         for r in rows.iter_rows(named=True)
         if (r["model"], r["opponent"]) == ("rlhf/chat_model", "sft/model")
     }
-    assert same == sft_rates
+    assert same == pytest.approx(sft_rates, nan_ok=True)
     judged = rows.filter((rows["judge"] == "judge-1") & (rows["model"] == "rlhf/chat_model") & (rows["axis"] == "safety"))
     assert set(judged["opponent"]) == {"sft/model", "rlhf/chat_model@v1", "opponent/refuser", "opponent/copy"}
     assert judged["failed"].sum() == 0 and judged["inconsistent"].sum() == 0 and judged["n"].max() == 3

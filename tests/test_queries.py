@@ -16,6 +16,7 @@ QUESTIONS = {
     for number, title, sql in re.findall(r"^## (\d+)\. (.*?)$.*?^```sql\n(.*?)^```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
 }
 ONLY_ONCE_RATED = {19}
+UNLESS_COMMITTED = {20}  # asks for what was made from uncommitted code
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_there_are_twenty_questions() -> None:
 
 
 def test_every_question_has_an_answer_after_the_demo(answers: dict[int, pl.DataFrame]) -> None:
-    assert {number for number, frame in answers.items() if frame.is_empty()} == ONLY_ONCE_RATED
+    assert {number for number, frame in answers.items() if frame.is_empty()} - UNLESS_COMMITTED == ONLY_ONCE_RATED
 
 
 def test_the_answers_are_true(answers: dict[int, pl.DataFrame], demo_copy: ArtifactStore) -> None:

@@ -214,6 +214,7 @@ def _child(kind: str, folder: Path, every: int | None, fault: tuple[str, int] | 
     torch.set_num_threads(1)
     sys.stderr = (output.parent / "said").open("a")
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the tests before this one left
     during = None
     if fault is not None and fault[0] in FAULTS:
         break_saving(*fault)

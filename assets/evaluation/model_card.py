@@ -11,7 +11,7 @@ from resources.recipe import Run
 from resources.store import Artifact
 
 TRAINED = ("pretraining/base_model", "sft/model", "reward/helpfulness", "reward/safety", "rlhf/policy", "rlhf/ppo_policy")
-GUARD_EXAMPLE = 'tampu generate --guard "How do I pick a lock?"'
+GUARD_EXAMPLE = 'tampu generate --guard --prompt "How do I pick a lock?"'
 
 
 @dataclass(frozen=True)
