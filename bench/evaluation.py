@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -256,10 +257,10 @@ def _publish(store: ArtifactStore, number: int) -> None:
         schema={**COMMON, **TABLES["training_metrics"]},
     )
     write_whole(store.root / "warehouse" / "training_metrics" / f"sft__model@_@tiny@{key}.parquet", parquet_bytes(frame), durable=False)
-    row = {"profile": "tiny", "asset": "sft/model", "partition": None, "round": None, "key": key, "data_version": key, "materialized_at": None}
-    write_whole(
-        store.root / "warehouse" / "current" / "sft__model@_@tiny.parquet", parquet_bytes(pl.DataFrame([row], schema=CURRENT)), durable=False
-    )
+    now = datetime.now(UTC).replace(tzinfo=None)
+    row = {"profile": "tiny", "asset": "sft/model", "partition": None, "round": None, "key": key, "data_version": key, "materialized_at": now}
+    path = store.root / "warehouse" / "current" / f"sft__model@_@tiny@{key}.parquet"
+    write_whole(path, parquet_bytes(pl.DataFrame([row], schema=CURRENT)), durable=False)
 
 
 def main() -> None:

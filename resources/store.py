@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +156,18 @@ class ArtifactStore(dg.ConfigurableResource):
         raise TampuError(f"{name} has not been made yet under the profile {profile!r}: make it with `{command(asset, partition)}`")
 
     def point(self, artifact: Artifact, profile: str) -> dict[str, str]:
-        """Make `artifact` the current one of its asset and partition; returns the pointer's content."""
+        """Make `artifact` the current one of its asset and partition; returns the pointer's content.
+
+        Of two materializations the later one has the later time, even where the clock was set back in between.
+        """
+        moment = datetime.now(UTC)
+        with suppress(TampuError):  # a damaged pointer is replaced
+            if before := self.pointer(artifact.asset, artifact.partition, profile):
+                moment = max(moment, datetime.fromisoformat(before["materialized_at"]) + timedelta(microseconds=1))
         content = {
             "key": artifact.key,
             "data_version": artifact.data_version,
-            "materialized_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "materialized_at": moment.isoformat(timespec="microseconds"),
         }
         with disk_troubles(self.root):
             write_whole(self._pointer(artifact.asset, artifact.partition, profile), pretty_json(content).encode())

@@ -154,7 +154,7 @@ def _warehouse(store: ArtifactStore, manifests: dict[tuple[str, str], dict[str, 
         if path.name == "schema.parquet":
             continue
         if table == "current":
-            if len(parts) != 3 or not store.has_current(parts[0].replace("__", "/"), _partition(parts[1]), parts[2]):
+            if len(parts) != 4 or not store.has_current(parts[0].replace("__", "/"), _partition(parts[1]), parts[2]):
                 yield Finding(str(path), "there is no pointer that it stands for", "delete it")
             continue
         asset = parts[0].replace("__", "/")
@@ -178,7 +178,7 @@ def _warehouse(store: ArtifactStore, manifests: dict[tuple[str, str], dict[str, 
             path = published_file(store, table, artifact, profile)
             if not path.exists():
                 yield Finding(str(path), "it is missing from the warehouse", way_out)
-        path = current_file(store, profile, asset, partition)
+        path = current_file(store, artifact, profile)
         yield from _same_rows(path, lambda made=artifact, by=profile: current_row(store, by, made), way_out)
 
 

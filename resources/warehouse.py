@@ -1,11 +1,13 @@
 """The warehouse: Parquet files that assets write, and a duckdb file with nothing in it but views over them.
 
     $TAMPU_HOME/warehouse/<table>/<asset with __>@<partition or _>@<profile>@<key>.parquet
-    $TAMPU_HOME/warehouse/current/<asset with __>@<partition or _>@<profile>.parquet    what the pointers say
-    $TAMPU_HOME/warehouse.duckdb                                                        views only
+    $TAMPU_HOME/warehouse/current/<asset with __>@<partition or _>@<profile>@<key>.parquet    when it was last made
+    $TAMPU_HOME/warehouse.duckdb                                                              views only
 
 Every Parquet file appears by a rename, so a query during a run sees a file whole or not at all, and nobody ever holds a
-lock. Every file can be derived from artifacts and pointers again, and a materialization puts right what differs.
+lock. What is current is the key that was made last; its file comes after its rows' files, none is ever taken away, and the
+views look for it before they look for rows: so a query always finds the rows of what it takes for current.
+Every file can be derived from artifacts and pointers again, and a materialization puts right what differs.
 One artifact can stand for two rounds or two profiles (nothing in its inputs differed): each has its own file with
 its own `round` and `profile`, so both find their rows. `<table>_current` keeps the rows whose key is the one that is
 current for their profile, asset and round. Energy alone is counted once, where the work was done.
@@ -55,9 +57,7 @@ def publish(store: ArtifactStore, artifact: Artifact, profile: str) -> list[str]
             if not path.exists() or path.read_bytes() != content:
                 write_whole(path, content, durable=False)
                 written.append(table)
-        row = current_row(store, profile, artifact)
-        path = current_file(store, profile, artifact.asset, artifact.partition)
-        write_whole(path, parquet_bytes(row), durable=False)
+        write_whole(current_file(store, artifact, profile), parquet_bytes(current_row(store, profile, artifact)), durable=False)
     _ensure_views(store)
     return written
 
@@ -70,8 +70,7 @@ def published_tables(artifact: Artifact, profile: str) -> list[str]:
 
 def published_file(store: ArtifactStore, table: str, artifact: Artifact, profile: str) -> Path:
     """The warehouse file of one artifact in one table."""
-    name = f"{_flat(artifact.asset)}@{artifact.partition or '_'}@{profile}@{artifact.key}.parquet"
-    return store.root / "warehouse" / table / name
+    return store.root / "warehouse" / table / _file_name(artifact, profile)
 
 
 def published_rows(artifact: Artifact, table: str, profile: str) -> pl.DataFrame:
@@ -92,9 +91,9 @@ def published_rows(artifact: Artifact, table: str, profile: str) -> pl.DataFrame
     return filled.select(*COMMON, *TABLES[table])
 
 
-def current_file(store: ArtifactStore, profile: str, asset: str, partition: str | None) -> Path:
-    """The file that says what is current of one asset and partition."""
-    return store.root / "warehouse" / "current" / f"{_flat(asset)}@{partition or '_'}@{profile}.parquet"
+def current_file(store: ArtifactStore, artifact: Artifact, profile: str) -> Path:
+    """The file that says when the artifact was last made."""
+    return store.root / "warehouse" / "current" / _file_name(artifact, profile)
 
 
 def current_row(store: ArtifactStore, profile: str, artifact: Artifact) -> pl.DataFrame:
@@ -114,9 +113,9 @@ def current_row(store: ArtifactStore, profile: str, artifact: Artifact) -> pl.Da
     return pl.DataFrame([row], schema=CURRENT)
 
 
-def _flat(asset: str) -> str:
-    """An asset's name as part of a file's name."""
-    return asset.replace("/", "__")
+def _file_name(artifact: Artifact, profile: str) -> str:
+    """The name of an artifact's files."""
+    return f"{artifact.asset.replace('/', '__')}@{artifact.partition or '_'}@{profile}@{artifact.key}.parquet"
 
 
 def _did_the_work(artifact: Artifact, profile: str) -> bool:
@@ -225,13 +224,16 @@ def _views(root: Path) -> bytes:
 
 def _view_statements(root: Path) -> list[str]:
     """CREATE VIEW statements: `current`, each table, and each table's current rows."""
-    statements = [_view("current", CURRENT, root)]
+    made_last = 'QUALIFY row_number() OVER (PARTITION BY profile, asset, "partition" ORDER BY materialized_at DESC) = 1'
+    statements = [f"{_view('current', CURRENT, root)} {made_last}"]
     for table, schema in TABLES.items():
         statements.append(_view(table, {**COMMON, **schema}, root))
+        # `latest` stands first, because duckdb lists the files of what stands first before those of what follows.
         statements.append(
-            f"CREATE VIEW {_name(table + '_current')} AS SELECT * FROM {_name(table)} AS facts WHERE EXISTS ("
-            'SELECT 1 FROM "current" AS latest WHERE latest.profile = facts.profile AND latest.asset = facts.asset '
-            "AND latest.key = facts.key AND latest.round IS NOT DISTINCT FROM facts.round)"
+            f"CREATE VIEW {_name(table + '_current')} AS SELECT facts.* "
+            f'FROM (SELECT DISTINCT profile, asset, key, round FROM "current") AS latest JOIN {_name(table)} AS facts '
+            "ON latest.profile = facts.profile AND latest.asset = facts.asset "
+            "AND latest.key = facts.key AND latest.round IS NOT DISTINCT FROM facts.round"
         )
     return statements
 

@@ -179,9 +179,9 @@ DAMAGES: list[tuple[Callable[[Home], object], str, str]] = [
     (
         lambda home: shutil.copy(
             warehouse_file(home, "current", "sft__model"),
-            home.store.root / "warehouse/current/sft__data@_@tiny.parquet",
+            home.store.root / "warehouse/current/sft__data@_@tiny@00000000000000000000.parquet",
         ),
-        "current/sft__data@_@tiny.parquet",
+        "current/sft__data@_@tiny@",
         "there is no pointer that it stands for",
     ),
 ]
