@@ -178,10 +178,12 @@ def _judge(run: Run, network: "Llama", context: int) -> None:
     """Bits per byte on held-out text, beside what a uniform guess and the frequencies of single tokens give."""
     from model.causal_lm import bits_per_byte
     from model.packing import blocks
+    from model.tokenizer_files import load_tokenizer
 
     data = run.parent("pretraining/tokens")
     tokenizer_size = network.config.vocab_size
-    held_out = {split: blocks(np.load(data.file(f"{split}.npy")), context) for split in ("validation", "test")}
+    bos_id = load_tokenizer(run.parent("tokenizer/sentencepiece").path).bos_id
+    held_out = {split: blocks(np.load(data.file(f"{split}.npy")), context, bos_id=bos_id) for split in ("validation", "test")}
     sizes = {split: int(data.metrics[f"{split}_bytes"]) for split in held_out}
     bits = {split: bits_per_byte(network, held_out[split], sizes[split]) for split in held_out}
     train_ids = np.load(data.file("train.npy"))

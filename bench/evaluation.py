@@ -49,11 +49,11 @@ def requests(_: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
-    from transformers import LlamaForCausalLM, LlamaTokenizer
+    from transformers import AutoTokenizer, LlamaForCausalLM
 
     from assets.evaluation.harness import harness_model
     from bench.setting import network
-    from model.huggingface import to_huggingface
+    from model.huggingface import write_huggingface
     from model.tokenizer import SentencePieceTokenizer, train_sentencepiece
     from resources.profiles import active
 
@@ -64,10 +64,10 @@ def requests(_: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = SentencePieceTokenizer(train_sentencepiece([text(200) for _ in range(300)], Path(folder), active().vocab_size))
         model = network().eval()
-        to_huggingface(model, tokenizer.path, Path(folder))
+        write_huggingface(model, {"tokenizer.model": tokenizer.path.read_bytes()}, Path(folder))
         theirs = HFLM(
             LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32),
-            tokenizer=LlamaTokenizer.from_pretrained(folder, add_bos_token=True),
+            tokenizer=AutoTokenizer.from_pretrained(folder),
             batch_size=32,
             device="cpu",
             add_bos_token=True,

@@ -126,7 +126,7 @@ def score_file(store: ArtifactStore, reference: str, source: Path, target: Path)
 
     Returns the number of rows; blank lines are left out. Raises TampuError, naming the line, and then writes nothing.
     """
-    from model.scoring import encode_pair, score_continuations
+    from model.likelihood import encode_pair, loglikelihoods
 
     rows: list[dict[str, Any]] = []
     pairs = []
@@ -148,10 +148,10 @@ def score_file(store: ArtifactStore, reference: str, source: Path, target: Path)
             )
         rows.append(row)
         pairs.append(pair)
-    scores = score_continuations(network, pairs)
+    found = loglikelihoods(network, pairs)
     lines = [
-        json.dumps({**row, "logprob": score.logprob, "tokens": score.tokens, "greedy": score.greedy}, ensure_ascii=False) + "\n"
-        for row, score in zip(rows, scores, strict=True)
+        json.dumps({**row, "logprob": logprob, "tokens": len(continuation), "greedy": greedy}, ensure_ascii=False) + "\n"
+        for row, (_, continuation), (logprob, greedy) in zip(rows, pairs, found, strict=True)
     ]
     with disk_troubles(target.absolute().parent):
         write_whole(target.absolute(), "".join(lines).encode(), durable=False)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from model.branching import length_batches
 from model.llama import Llama
+
+if TYPE_CHECKING:
+    from model.tokenizer import Tokenizer
 
 # Tokens of a row of several branches (our choice): attention over the other branches grows with the square of the row.
 LONGEST_ROW = 512
@@ -47,6 +51,21 @@ def loglikelihoods(model: Llama, pairs: list[tuple[list[int], list[int]]], *, ba
         for request, found in _score(model, [rows[i] for i in batch], unique, of_sequence, requests):
             result[request] = found
     return result
+
+
+def encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+    """(context, continuation) for `loglikelihoods`: the tokens of both texts joined, cut where they leave the prompt's own.
+
+    A token that reaches over the cut, such as a word with the space that ends the prompt, is the completion's. The context begins with
+    BOS where the tokenizer puts one, and with an empty prompt always. Raises ValueError for an empty completion.
+    """
+    if not completion:
+        raise ValueError("the completion is empty; it needs at least one character")
+    alone, whole = tokenizer.encode(prompt) if prompt else [], tokenizer.encode(prompt + completion)
+    cut = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
+    cut = min(cut, len(whole) - 1)
+    begin = [tokenizer.bos_id] if tokenizer.adds_bos or not cut else []
+    return begin + whole[:cut], whole[cut:]
 
 
 @dataclass

@@ -18,14 +18,15 @@ from resources.prompts.prompt import Prompt
 from resources.recipe import Check, Request, Run, artifact
 from resources.store import Artifact
 
-WEIGHT_FILES = ("config.json", "model.safetensors", "tokenizer.model")
+WEIGHT_FILES = ("config.json", "model.safetensors")
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
 
 class Opponent(dg.Config):
     """A model from elsewhere to compare with: weights in a folder, or a server."""
 
     name: str = Field(min_length=1, description="what tables call it: `opponent/<name>`")
-    weights: str = Field("", description=f"folder with {', '.join(WEIGHT_FILES)} (as an imported checkpoint is kept)")
+    weights: str = Field("", description=f"folder with {', '.join(WEIGHT_FILES)} and the tokenizer's files, as an import is kept")
     url: str = Field("", description="OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     model: str = Field("", description="the model's name on that server")
     key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the server's key, if it wants one")
@@ -66,7 +67,13 @@ def _opponents_files(request: Request) -> dict[str, Path]:
     for one in opponents.values():
         if bool(one.weights) == bool(one.url):
             raise TampuError(f"evaluation/answers.opponents: {one.name!r} needs either weights (a folder) or url (a server)")
-    return {f"{one.name}/{file}": Path(one.weights) / file for one in opponents.values() if one.weights for file in WEIGHT_FILES}
+    files = {}
+    for one in opponents.values():
+        if one.weights:
+            folder = Path(one.weights)
+            there = [file for file in TOKENIZER_FILES if (folder / file).is_file()]
+            files |= {f"{one.name}/{file}": folder / file for file in (*WEIGHT_FILES, *there)}
+    return files
 
 
 MODEL_PARENTS = ["sft/model", "rlhf/policy", "rlhf/ppo_policy", "rlhf/chat_model", "tokenizer/sentencepiece"]

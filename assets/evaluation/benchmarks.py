@@ -54,9 +54,9 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
     from model.weights import load_llama
 
     data = run.parent("pretraining/tokens")
-    test = blocks(np.load(data.file("test.npy")), config.context)
     size = int(data.metrics["test_bytes"])
     tokenizer = load_tokenizer(run.parent("tokenizer/sentencepiece").path)
+    test = blocks(np.load(data.file("test.npy")), config.context, bos_id=tokenizer.bos_id)
     conversations = run.parent("corpus/filtered").frame("conversations.parquet").filter(pl.col("split") == "test")
     items = next_turn_items(conversations, config.items, seed=config.seed)
     rows: list[dict[str, Any]] = []

@@ -34,7 +34,7 @@ def harness_model(network: "Llama", tokenizer: "Tokenizer") -> Any:
     from model.likelihood import loglikelihoods
 
     class TampuLM(TemplateLM):
-        """Tokens as Llama's tokenizer in transformers gives them: BOS, then the text."""
+        """Tokens as the tokenizer in transformers gives them: BOS, where it adds one, then the text."""
 
         @property
         def eot_token_id(self) -> int:
@@ -58,7 +58,7 @@ def harness_model(network: "Llama", tokenizer: "Tokenizer") -> Any:
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
             ids = tokenizer.encode(string)
-            return ids if add_special_tokens is False else [tokenizer.bos_id, *ids]
+            return ids if add_special_tokens is False else [tokenizer.bos_id] * tokenizer.adds_bos + ids
 
         def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
             found = loglikelihoods(network, [(context, continuation) for _, context, continuation in requests])

@@ -46,16 +46,16 @@ def next_turn_items(conversations: pl.DataFrame, count: int, *, seed: int, choic
 
 def answer_items(network: "Llama", tokenizer: "Tokenizer", items: list[Item]) -> list[bool]:
     """Whether the right choice has the highest log-likelihood per character (LLaMA's scoring), for each item."""
-    from model.scoring import continuation_logprobs
+    from model.likelihood import loglikelihoods
 
     longest = network.config.max_context
     pairs = []
     for item in items:
-        context = [tokenizer.bos_id, *tokenizer.encode(item.context)]
+        context = [tokenizer.bos_id] * tokenizer.adds_bos + tokenizer.encode(item.context)
         for choice in item.choices:
             continuation = tokenizer.encode(choice)
             pairs.append((context[-(longest - len(continuation)) :], continuation))
-    logprobs = iter(continuation_logprobs(network, pairs))
+    logprobs = iter(logprob for logprob, _ in loglikelihoods(network, pairs))
     right = []
     for item in items:
         per_character = [next(logprobs) / len(choice) for choice in item.choices]
