@@ -1,11 +1,13 @@
-"""Sequences that begin alike, read once: a row holds their common prefix and, side by side, what each continues it with.
+"""Sequences that begin alike, read once: their common prefix and, side by side, what each continues it with.
 
 A pair of answers to one prompt, or the K samples of it, cost the prompt's tokens once. No branch reads another, and each one's positions
-continue the prefix's, so that hidden states are those of the sequences on their own.
+continue the prefix's, so that hidden states are those of the sequences on their own. Short families of such sequences share a row, as
+segments that do not read one another.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 LONGEST_ROW = 256  # tokens of a row of several branches: beyond, attention over the other branches costs more than the prefix saves
 LONGEST_ROW_OF_A_LONG_PREFIX = 512  # where the prefix is so long that even attention has less to do in one row than in two
+ROW_MULTIPLE = 32  # row lengths are a multiple of this: matrix products in bf16 are compiled for each shape that occurs on a CPU
 LEAST_SAVING = 0.1  # share of the tokens that putting a sequence into the row has to save
 
 
@@ -22,12 +25,13 @@ LEAST_SAVING = 0.1  # share of the tokens that putting a sequence into the row h
 class BranchedRows:
     """Rows of prefixes and branches, right-padded.
 
-    int64 [b, t]: `tokens`, `positions`, and `branches` (0: prefix or padding). int64 [n], one entry a sequence: `sequences` is its index,
-    `rows` (never falling) and `columns` are the place of its last token.
+    int64 [b, t]: `tokens`, `positions`, `segments` (0: padding, else the number of the family in its row), and `branches` (0: prefix or
+    padding). int64 [n], one entry a sequence: `sequences` is its index, `rows` (never falling) and `columns` the place of its last token.
     """
 
     tokens: Tensor
     positions: Tensor
+    segments: Tensor
     branches: Tensor
     sequences: Tensor
     rows: Tensor
@@ -52,16 +56,22 @@ class BranchedRows:
 
 
 def share_prefixes(sequences: Sequence[list[int]], batch_tokens: int) -> Iterator[BranchedRows]:
-    """All sequences in batches of rows of like length, of at most `batch_tokens` padded tokens (or one row); neighbours share rows.
+    """All sequences in batches of rows, of at most `batch_tokens` padded tokens (or one row); neighbours of like beginning make a family.
 
+    A batch holds families of like length; one that is shorter than the longest stands behind others in a row where it fits.
     An empty sequence raises ValueError: it has no last token.
     """
     for index, sequence in enumerate(sequences):
         if not sequence:
             raise ValueError(f"sequence {index} is empty; a sequence needs at least one token")
     families = _families(sequences)
-    for batch in length_batches([family.length for family in families], batch_tokens):
+    for batch in length_batches([_row_length(family) for family in families], batch_tokens):
         yield _lay_out([families[i] for i in batch], sequences)
+
+
+def _row_length(family: _Family) -> int:
+    """Tokens of the shortest row that holds it."""
+    return math.ceil(family.length / ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 @dataclass
@@ -100,23 +110,42 @@ def _common(first: list[int], second: list[int]) -> int:
 
 
 def _lay_out(families: list[_Family], sequences: Sequence[list[int]]) -> BranchedRows:
-    shape = (len(families), max(family.length for family in families))
-    tokens, positions, branches = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    longest = _row_length(families[0])
+    placed = _first_fit([family.length for family in families], longest)
+    shape = (len(placed), longest)
+    tokens, positions, segments, branches = (np.zeros(shape, dtype=np.int64) for _ in range(4))
     ends: list[tuple[int, int, int]] = []
-    for row, family in enumerate(families):
-        prefix = family.prefix
-        tokens[row, :prefix] = sequences[family.start][:prefix]
-        positions[row, :prefix] = np.arange(prefix)
-        column = prefix
-        for number, length in enumerate(family.lengths):
-            end = column + length - prefix
-            tokens[row, column:end] = sequences[family.start + number][prefix:]
-            positions[row, column:end] = np.arange(prefix, length)
-            branches[row, column:end] = number + 1
-            ends.append((family.start + number, row, end - 1))
-            column = end
+    for row, together in enumerate(placed):
+        column = 0
+        for segment, family in enumerate((families[i] for i in together), start=1):
+            prefix = slice(column, column + family.prefix)
+            tokens[row, prefix] = sequences[family.start][: family.prefix]
+            positions[row, prefix] = np.arange(family.prefix)
+            segments[row, column : column + family.length] = segment
+            column = prefix.stop
+            for number, length in enumerate(family.lengths):
+                end = column + length - family.prefix
+                tokens[row, column:end] = sequences[family.start + number][family.prefix :]
+                positions[row, column:end] = np.arange(family.prefix, length)
+                branches[row, column:end] = number + 1
+                ends.append((family.start + number, row, end - 1))
+                column = end
     places = torch.tensor(ends, dtype=torch.int64).T
-    return BranchedRows(*(torch.from_numpy(a) for a in (tokens, positions, branches)), *places)
+    return BranchedRows(*(torch.from_numpy(a) for a in (tokens, positions, segments, branches)), *places)
+
+
+def _first_fit(lengths: list[int], room: int) -> list[list[int]]:
+    """Indices by row: each in the first row of `room` tokens in which it fits."""
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for index, length in enumerate(lengths):
+        row = next((row for row, free in enumerate(left) if free >= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[row].append(index)
+        left[row] -= length
+    return rows
 
 
 def length_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:

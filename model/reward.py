@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.branching import BranchedRows, share_prefixes
 from model.llama import Llama, LlamaConfig, Trunk
@@ -34,13 +35,19 @@ class RewardModel(nn.Module):
         The last token is the EOS of the last answer. Padding needs no mask: attention is causal, so that nothing before it reads it.
         """
         last_bd = self.trunk(tokens_bt, read_bm=(lengths_b - 1)[:, None])[:, 0]
-        return self.head(last_bd).float().squeeze(-1)
+        return scalar(self.head, last_bd)
 
     def branched(self, batch: BranchedRows) -> Tensor:
         """Scores fp32 [n] of the sequences of `batch`, in the order of `batch.sequences`."""
         ends_bm, slots_n = batch.ends()
-        ends_bmd = self.trunk(batch.tokens, batch.positions, branches_bt=batch.branches, read_bm=ends_bm)
-        return self.head(ends_bmd[batch.rows, slots_n]).float().squeeze(-1)
+        ends_bmd = self.trunk(batch.tokens, batch.positions, batch.segments, branches_bt=batch.branches, read_bm=ends_bm)
+        return scalar(self.head, ends_bmd[batch.rows, slots_n])
+
+
+def scalar(head: nn.Linear, states_nd: Tensor) -> Tensor:
+    """What a dim→1 head gives for states [n, d]: fp32 [n], computed in fp32 whatever autocast says, since in bf16 close scores tie."""
+    with torch.autocast(states_nd.device.type, enabled=False):
+        return F.linear(states_nd.float(), head.weight.float()).squeeze(-1)
 
 
 def pad(sequences: list[list[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

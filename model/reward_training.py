@@ -112,7 +112,7 @@ class ComparisonLoader:
 def collate(comparisons: Sequence[Comparison], labelled: Sequence[Labelled], margin: str, group_tokens: int) -> dict[str, Any]:
     """A batch of the sequences chosen, rejected, chosen, rejected, …, labelled, in this order.
 
-    `groups` are `BranchedRows` of like length: a pair's prompt is there once. `margins` fp32 [pairs]; for every sequence `unsafe` fp32
+    `groups` are `BranchedRows`: a pair's prompt is there once. `margins` fp32 [pairs]; for every sequence `unsafe` fp32
     and `has_label` bool.
     """
     sequences = [tokens for c in comparisons for tokens in (c.chosen, c.rejected)] + [single.tokens for single in labelled]

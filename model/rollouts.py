@@ -16,7 +16,7 @@ from model.branching import length_batches
 from model.generation import Completion, generate
 from model.llama import Llama, LlamaConfig, Trunk
 from model.precision import Precision, autocast
-from model.reward import RewardModel, pad
+from model.reward import RewardModel, pad, scalar
 from model.sampling import SamplingParameters
 from model.shuffling import Shuffled
 
@@ -75,8 +75,8 @@ class Critic(nn.Module):
         return critic
 
     def values(self, sequences: Sequences) -> Tensor:
-        """Values fp32 [n, a] of the states in which the answers' tokens were chosen, 0 outside the mask."""
-        return sequences.spread(self.head(sequences.at_answers(self.trunk)).float().squeeze(-1))
+        """Values fp32 [n, a] of the states in which the answers' tokens were chosen, 0 outside the mask; the head computes in fp32."""
+        return sequences.spread(scalar(self.head, sequences.at_answers(self.trunk)))
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Profile:
     # reward models
     reward_batch: int = 8
     reward_learning_rate: float = 1e-3
-    reward_epochs: int = 2
+    reward_epochs: int = 3
     # reinforcement learning from human feedback
     samples_per_prompt: int = 8
     rejection_sampling_prompts: int = 2000

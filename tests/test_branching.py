@@ -45,11 +45,11 @@ def test_every_sequence_is_in_one_row_and_can_be_read_back(made: list[tuple[list
         assert batch.tokens.numel() <= budget or len(batch.tokens) == 1
         computed += batch.token_count
         for index, row, column in zip(batch.sequences.tolist(), batch.rows.tolist(), batch.columns.tolist(), strict=True):
-            branch = int(batch.branches[row, column])
-            own = [t for t, b in zip(batch.tokens[row].tolist(), batch.branches[row].tolist(), strict=True) if b == branch]
-            shared = len(sequences[index]) - len(own)
+            family = batch.segments[row] == batch.segments[row, column]
+            branches = batch.branches[row][family]
+            mine = (branches == 0) | (branches == batch.branches[row, column])
             assert index not in read
-            read[index] = batch.tokens[row, :shared].tolist() + own
+            read[index] = batch.tokens[row][family][mine].tolist()
     assert [read[index] for index in range(len(sequences))] == sequences
     assert computed <= sum(map(len, sequences))
 
@@ -58,9 +58,16 @@ def test_a_prompt_with_eight_answers_is_computed_once() -> None:
     prompt = list(range(20))
     sequences = [[*prompt, 30 + answer, 2] for answer in range(8)]
     (batch,) = share_prefixes(sequences, 1000)
-    assert batch.tokens.shape == (1, 20 + 8 * 2)
+    assert batch.tokens.shape == (1, 64)
     assert batch.token_count == 36
-    assert batch.positions[0].tolist() == [*range(20), *[20, 21] * 8]
+    assert batch.positions[0, :36].tolist() == [*range(20), *[20, 21] * 8] and not batch.segments[0, 36:].any()
+
+
+def test_short_families_share_a_row_and_positions_begin_again_in_each() -> None:
+    lengths = (30, 14, 18, 16, 3)
+    (batch,) = share_prefixes([[length] * length for length in lengths], 1000)
+    assert batch.tokens.shape == (3, 32) and batch.token_count == sum(lengths)
+    assert batch.segments[1].tolist() == [1] * 14 + [2] * 18 and batch.positions[1].tolist() == [*range(14), *range(18)]
 
 
 def test_rows_stay_short_enough_for_their_attention() -> None:
@@ -73,7 +80,7 @@ def test_a_long_prompt_of_two_answers_is_shared_beyond_that_and_scored_alike() -
     prompt = chance.integers(0, 40, 440).tolist()
     sequences = [[*prompt, *chance.integers(0, 40, length).tolist()] for length in (30, 40)]
     (batch,) = share_prefixes(sequences, 4096)
-    assert batch.tokens.shape == (1, 510) and LONGEST_ROW < 510
+    assert batch.tokens.shape == (1, 512) and LONGEST_ROW < batch.token_count == 510
     with torch.inference_mode():
         alone = torch.cat([MODEL(*pad([sequence])) for sequence in sequences]).numpy()
     np.testing.assert_allclose(score(MODEL, sequences), alone, rtol=1e-4, atol=1e-5)
@@ -98,9 +105,9 @@ def test_states_that_are_asked_for_alone_are_those_of_the_whole_row_and_have_the
 ) -> None:
     sequences = [prefix + tail for prefix, tails in made for tail in tails]
     for batch in share_prefixes(sequences, 200):
-        whole = MODEL.trunk(batch.tokens, batch.positions, branches_bt=batch.branches)[batch.rows, batch.columns]
+        whole = MODEL.trunk(batch.tokens, batch.positions, batch.segments, branches_bt=batch.branches)[batch.rows, batch.columns]
         ends_bm, slots_n = batch.ends()
-        asked = MODEL.trunk(batch.tokens, batch.positions, branches_bt=batch.branches, read_bm=ends_bm)[batch.rows, slots_n]
+        asked = MODEL.trunk(batch.tokens, batch.positions, batch.segments, branches_bt=batch.branches, read_bm=ends_bm)[batch.rows, slots_n]
         torch.testing.assert_close(asked, whole, rtol=1e-4, atol=1e-5)
         expected = torch.autograd.grad(whole.square().sum(), list(MODEL.trunk.parameters()))
         for one, other in zip(torch.autograd.grad(asked.square().sum(), list(MODEL.trunk.parameters())), expected, strict=True):

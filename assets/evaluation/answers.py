@@ -59,6 +59,11 @@ def models_of(run: Run, earlier: Sequence[Artifact] = ()) -> dict[str, Artifact]
     return models
 
 
+def weights_of(artifact_: Artifact) -> str:
+    """The sha256 of a model's weights: a chat model has those of the candidate that was selected."""
+    return next(str(entry["sha256"]) for entry in artifact_.manifest["files"] if entry["name"] == "model.safetensors")
+
+
 def _opponents_files(request: Request) -> dict[str, Path]:
     """The files of opponents' weights, which enter the key."""
     opponents = {one.name: one for one in request.config.opponents}
@@ -67,7 +72,7 @@ def _opponents_files(request: Request) -> dict[str, Path]:
     for one in opponents.values():
         if bool(one.weights) == bool(one.url):
             raise TampuError(f"evaluation/answers.opponents: {one.name!r} needs either weights (a folder) or url (a server)")
-    files = {}
+    files: dict[str, Path] = {}
     for one in opponents.values():
         if one.weights:
             folder = Path(one.weights)
@@ -104,8 +109,8 @@ def answers(run: Run, config: AnswersConfig) -> None:
     rows = []
     earlier = run.history("rlhf/chat_model")[-config.earlier_rounds :]
     for name, artifact_ in models_of(run, earlier).items():
-        weights = next(entry["sha256"] for entry in artifact_.manifest["files"] if entry["name"] == "model.safetensors")
-        if weights not in by_weights:  # the chat model is one of its candidates: the same weights give the same answers
+        weights = weights_of(artifact_)
+        if weights not in by_weights:  # the same weights give the same answers
             sampler = LocalSampler.load(artifact_.path, run.parent("tokenizer/sentencepiece").path)
             sampled = sampler.sample([p.messages for p in prompts], sampling, seed=config.seed)
             by_weights[weights] = [(several[0].text, several[0].finished) for several in sampled]

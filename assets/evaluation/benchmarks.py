@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
-from assets.evaluation.answers import MODEL_PARENTS, models_of
+from assets.evaluation.answers import MODEL_PARENTS, models_of, weights_of
 from assets.evaluation.harness_tasks import Found, TaskSource, group_means, run_tasks, task_files
 from assets.evaluation.multiple_choice import answer_items, next_turn_items
 from assets.evaluation.statistics import share
@@ -61,6 +61,7 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
     items = next_turn_items(conversations, config.items, seed=config.seed)
     rows: list[dict[str, Any]] = []
     asked = Found([], [], [])
+    chosen: dict[str, tuple[float, int]] = {}
     for name, artifact_ in {"pretraining/base_model": run.parent("pretraining/base_model"), **models_of(run)}.items():
         network = load_llama(artifact_.path)
         if name in ("pretraining/base_model", "rlhf/chat_model"):
@@ -68,7 +69,10 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
         if config.tasks and name in config.task_models:
             more = run_tasks(network, tokenizer, name, config.tasks, run.files, run_code=config.run_code)
             asked = Found(asked.rows + more.rows, asked.samples + more.samples, more.rejected)
-        value, n = share(answer_items(network, tokenizer, items))
+        weights = weights_of(artifact_)
+        if weights not in chosen:
+            chosen[weights] = share(answer_items(network, tokenizer, items))
+        value, n = chosen[weights]
         rows.append(_row(name, "next turn of four", "multiple choice", "accuracy", value, _stderr(value, n), n))
     answers = run.parent("evaluation/answers").frame("answers.parquet").filter(pl.col("family") == "task")
     for name in answers["model"].unique(maintain_order=True):

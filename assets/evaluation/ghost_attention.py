@@ -7,6 +7,7 @@ import polars as pl
 from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
+from assets.evaluation.answers import weights_of
 from assets.plots import lines
 from assets.rlhf.ghost_attention_data import training_copy
 from resources.profiles import active
@@ -79,8 +80,12 @@ def ghost_attention(run: Run, config: GhostAttentionTestConfig) -> None:
     models = {name: (one, one.asset != "sft/model" and bool(one.json("selection.json")["ghost_attention"])) for name, one in names.items()}
     applied = models["rlhf/chat_model"][1]
     rows: list[dict[str, Any]] = []
-    for name, (weights, with_data) in models.items():
-        for turn, recall, n in recall_by_turn(run, config, weights):
+    by_weights: dict[str, list[tuple[int, float, int]]] = {}
+    for name, (one, with_data) in models.items():
+        weights = weights_of(one)
+        if weights not in by_weights:
+            by_weights[weights] = recall_by_turn(run, config, one)
+        for turn, recall, n in by_weights[weights]:
             rows.append({"model": name, "turn": turn, "variant": "with" if with_data else "without", "recall": recall, "n": n})
     run.rows("ghost_attention", rows)
     table = pl.DataFrame(rows)
