@@ -50,6 +50,16 @@ def sampled_texts(folder: Path, sample_bytes: int, seed: int) -> Iterator[str]:
                 yield text
 
 
+def first_texts(folder: Path, count: int) -> list[str]:
+    """The first training texts in a folder of parts."""
+    found: list[str] = []
+    for part in read_parts(folder, ["split", "text"]):
+        found += part.filter(pl.col("split") == "train")["text"].head(count - len(found)).to_list()
+        if len(found) == count:
+            break
+    return found
+
+
 def _imported_files(request: Request) -> dict[str, Path]:
     name = request.config.checkpoint
     return imported(request.home, name).tokenizer_files if name else {}
@@ -109,7 +119,7 @@ def sentencepiece(run: Run, config: TokenizerConfig) -> None:
     expected = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     wrong = [f"{piece} at {index}" for index, (piece, wanted) in enumerate(zip(pieces, expected, strict=False)) if piece != wanted]
     run.check("ids", passed=bool(config.checkpoint) or not wrong, description=f"pieces where others belong: {wrong[:5]}")
-    sample = next(read_parts(documents)).filter(pl.col("split") == "train")["text"].head(200).to_list()
+    sample = first_texts(documents, 200)
     run.metric("pieces", tokenizer.vocab_size)
     run.metric("bytes_per_token", sum(len(t.encode()) for t in sample) / sum(len(tokenizer.encode(t)) for t in sample))
     run.table("fertility", fertility(documents, tokenizer))

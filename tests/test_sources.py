@@ -5,8 +5,10 @@ import gzip
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import polars as pl
@@ -166,14 +168,17 @@ def test_bad_lines_of_json_files_are_quarantined_and_the_others_kept(tmp_path: P
         b'{"other": "x"}',
         b'{"text": "\\ud83d"}',
         b"[" * 100_000,
+        b'{"text": "a\\u0000b"}',
+        b'{"text": "a\0b"}',
         b'{"text": "last"}',
     ]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(lines))
     found = read_documents(jsonl(path), **SHARES)
     assert found.frame["text"].to_list() == ["first", "last"]
-    assert found.frame["document_id"].to_list() == ["mine/rows.jsonl:1", "mine/rows.jsonl:11"]
-    assert found.quarantine["line"].to_list() == [2, 3, 5, 6, 7, 8, 9, 10]
+    assert found.frame["document_id"].to_list() == ["mine/rows.jsonl:1", "mine/rows.jsonl:13"]
+    assert found.quarantine["line"].to_list() == [2, 3, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert "NUL at character 1" in found.quarantine["reason"][8]
     assert set(found.quarantine["file"]) == {"rows.jsonl"}
     assert "0xe9" in found.quarantine["reason"][0]
 
@@ -229,6 +234,7 @@ def test_packed_lines_are_read_like_plain_ones_and_damage_is_quarantined(tmp_pat
     found = read_documents(jsonl(tmp_path), **SHARES)
     reasons = dict(found.quarantine.select("file", "reason").iter_rows())
     assert "damaged zstd" in reasons["not.jsonl.zst"]
+    assert "damaged zstd from this line on: the file ends inside a frame" in reasons["cut.jsonl.zst"]
     assert found.frame.height >= 500
 
 
@@ -255,7 +261,7 @@ def test_a_text_file_with_nul_bytes_or_in_another_encoding_is_quarantined(tmp_pa
     found = read_documents(Source(name="mine", reader="text", licence="CC0-1.0", path=tmp_path), **SHARES)
     reasons = dict(found.quarantine.select("file", "reason").iter_rows())
     assert found.frame["text"].to_list() == ["good text"]
-    assert "NUL byte at character 2" in reasons["nul.txt"] and "NUL byte" in reasons["utf16.txt"]
+    assert "NUL at character 2" in reasons["nul.txt"] and "NUL at character 1" in reasons["utf16.txt"]
     assert "invalid UTF-8: byte 0xe9" in reasons["latin1.txt"]
 
 
@@ -269,6 +275,22 @@ def test_a_data_set_in_the_hubs_form_is_read_row_by_row(tmp_path: Path) -> None:
     assert [file.name for file in found.files] == ["data.jsonl"]
     with pytest.raises(TampuError, match="no column 'text'; it has body, key"):
         read_documents(replace(source, text_field="text"), **SHARES)
+
+
+def test_a_data_set_that_breaks_off_is_one_line_with_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rows:
+        column_names = ("text",)
+
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            yield {"text": "one"}
+            raise ConnectionError("the hub went away\nwith details")
+
+    library = ModuleType("datasets")
+    library.load_dataset = lambda *arguments, **named: Rows()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    source = Source(name="mine", reader="huggingface", licence="CC0-1.0", dataset="a/b", revision="0" * 40)
+    with pytest.raises(TampuError, match=r"the data set 'a/b' .* cannot be read after 1 rows: the hub went away$"):
+        read_documents(source, **SHARES)
 
 
 def test_shares_are_for_all_sources_and_one_together() -> None:
@@ -286,7 +308,7 @@ def test_shares_are_for_all_sources_and_one_together() -> None:
 
 def test_parquet_rows_are_read_like_json_rows(tmp_path: Path) -> None:
     pl.DataFrame({"text": ["one", None, " "], "number": [1, 2, 3]}).write_parquet(tmp_path / "a.parquet")
-    pl.DataFrame({"text": [b"two", b"\xff"], "number": [1, 2]}).write_parquet(tmp_path / "b.parquet")
+    pl.DataFrame({"text": [b"two", b"\xff", b"a" * (17 << 20)], "number": [1, 2, 3]}).write_parquet(tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_bytes(b"PAR1 no")
     source = Source(name="mine", reader="parquet", licence="CC0-1.0", path=tmp_path)
     found = read_documents(source, **SHARES)
@@ -295,6 +317,7 @@ def test_parquet_rows_are_read_like_json_rows(tmp_path: Path) -> None:
         ("a.parquet", 2),
         ("a.parquet", 3),
         ("b.parquet", 2),
+        ("b.parquet", 3),
         ("c.parquet", 0),
     ]
     with pytest.raises(TampuError, match="no column 'body'; it has text, number"):

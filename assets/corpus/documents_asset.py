@@ -35,7 +35,7 @@ from resources.splits import fraction_of
 class DocumentsConfig(dg.Config):
     """Which text; without `sources` the embedded default (human conversations, and speeches as the factual source)."""
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("sources.path", "bad_rows_max")
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("sources.path",)
     sources: list[dict[str, Any]] = Field(
         [], description="own sources: name, reader (jsonl, parquet, text, huggingface), path, licence, weight or share, factual, …"
     )

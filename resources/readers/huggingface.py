@@ -16,14 +16,27 @@ def hub_dataset(dataset: str, name: str | None, split: str, revision: str | None
         import datasets
     except ImportError:
         raise TampuError(f"the data set {dataset!r} is read by the package datasets: run `pip install 'tampu[datasets]'`") from None
+    line = 0
     try:
         rows = datasets.load_dataset(dataset, name, split=split, revision=revision, streaming=True)
         columns = rows.column_names
+        records = iter(rows)
     except Exception as error:
-        # The library raises errors of its own, of the hub's client, of fsspec and of the network.
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TampuError(f"the data set {dataset!r} (configuration {name!r}, split {split!r}) cannot be read: {first}") from error
+        raise _unreadable(dataset, name, split, line, error) from error
     if columns is not None and (missing := [field for field in fields.names if field not in columns]):
         raise TampuError(f"the data set {dataset!r} has no column {missing[0]!r}; it has {', '.join(columns)}")
-    for line, record in enumerate(rows, start=1):
+    while True:
+        try:
+            record = next(records, None)
+        except Exception as error:
+            raise _unreadable(dataset, name, split, line, error) from error
+        if record is None:
+            return
+        line += 1
         yield fields.row(split, line, record)
+
+
+def _unreadable(dataset: str, name: str | None, split: str, line: int, error: Exception) -> TampuError:
+    """The library raises errors of its own, of the hub's client, of fsspec and of the network."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return TampuError(f"the data set {dataset!r} (configuration {name!r}, split {split!r}) cannot be read after {line} rows: {first}")

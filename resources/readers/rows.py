@@ -59,6 +59,8 @@ def text_problem(text: object) -> str | None:
         return f"the text is {type(text).__name__}, not a string"
     if not text or text.isspace():
         return "the text is empty"
+    if "\0" in text:
+        return f"the text has a NUL at character {text.index(chr(0))}: no text, or not in UTF-8"
     if text.isascii():
         return None
     try:
