@@ -3,7 +3,8 @@
     python -m bench.corpus compare          # documents/s of ours and datatrove's, on one and on two processors
     python -m bench.corpus duplicates       # recall and precision by band of exact Jaccard similarity, on planted pairs
     python -m bench.corpus personal-data    # recall and precision by type, on planted spans
-    python -m bench.corpus growth 1 10 100  # seconds, memory and disk for 50 MB times each factor
+    python -m bench.corpus growth 1 10 100  # seconds, memory and disk for 50 MB (--megabytes) times each factor
+    python -m bench.corpus contamination    # seconds and memory of the search for 2,000 samples in 10^8 tokens
 
 `compare` needs `pip install datatrove[processing] spacy` beside the project. Every measured run is a process of its own.
 """
@@ -25,11 +26,13 @@ from time import perf_counter
 import numpy as np
 import polars as pl
 
+from assets.corpus.contamination import CorpusTokens, contaminated_share, find_matches
 from assets.corpus.duplicates import NearDuplicates, jaccard, near_duplicates
 from assets.corpus.filters import KEPT_SCHEMA, REJECT_SCHEMA, FilterSettings, apply_filters, filter_corpus
 from assets.corpus.personal_data import find
 from assets.corpus.quality import WEB
 from assets.corpus.shingles import word_shingles
+from model.token_shards import ShardWriter, TokenShards
 from resources.parts import PartWriter, batches, read_parts
 from resources.sources import DOCUMENT_SCHEMA, EMBEDDED, Source, read_documents, stream_documents
 
@@ -338,8 +341,8 @@ def personal() -> None:
 # Growth
 
 
-def grown(factor: int, folder: Path, base_bytes: int = 50_000_000, seed: int = 0) -> None:
-    """A corpus of `base_bytes` times `factor`: real documents repeated; of the copies 2 % are exact, 5 % have 2 % of their
+def grown(bytes_wanted: int, folder: Path, seed: int = 0) -> None:
+    """A corpus of `bytes_wanted`: real documents repeated; of the copies 2 % are exact, 5 % have 2 % of their
     words replaced by others of the corpus, the rest between 20 and 50 %."""
     random = np.random.default_rng(seed)
     frame = real_documents().filter(pl.col("text").str.count_matches(r"\S+") >= 20)
@@ -349,7 +352,7 @@ def grown(factor: int, folder: Path, base_bytes: int = 50_000_000, seed: int = 0
     pool = codes[np.array([str(w) != "\n" for w in vocabulary])[codes]]
     size = number = 0
     with PartWriter(folder, DOCUMENT_SCHEMA) as writer:
-        while size < base_bytes * factor:
+        while size < bytes_wanted:
             rows = []
             for source, begin, end in zip(frame["source"], np.concatenate([[0], ends[:-1]]), ends, strict=True):
                 kind = random.random()
@@ -361,7 +364,7 @@ def grown(factor: int, folder: Path, base_bytes: int = 50_000_000, seed: int = 0
                 rows.append((f"{source}/{number:09d}", source, text, False, "train", f"{source}/{number}", None))
                 number += 1
                 size += len(text.encode())
-                if size >= base_bytes * factor:
+                if size >= bytes_wanted:
                     break
             # Ids must rise: the sources' names would part them.
             batch = pl.DataFrame(rows, schema=DOCUMENT_SCHEMA, orient="row")
@@ -386,20 +389,52 @@ def filter_grown(folder: str, workers: int) -> None:
     report(perf_counter() - began, kept=kept.rows, gone=gone.rows, disk=disk)
 
 
-def growth(factors: list[int], workers: int) -> None:
+def growth(factors: list[int], base_bytes: int, workers: int) -> None:
     """The curve."""
     for factor in factors:
         with TemporaryDirectory() as folder:
-            grown(factor, Path(folder) / "in")
+            grown(base_bytes * factor, Path(folder) / "in")
             rows = sum(part.height for part in read_parts(Path(folder) / "in", ["document_id"]))
             found = one(["filter-grown", folder, str(workers)], workers)
-            size = 50_000_000 * factor
+            size = base_bytes * factor
             print(
                 f"{factor:>4}x: {size / 1e6:,.0f} MB, {rows:,} documents, {found['kept']:,} kept: {found['seconds']:,.0f} s, "
                 f"{rows / found['seconds']:,.0f} documents/s, {size / 1e6 / found['seconds']:.2f} MB/s, "
                 f"peak {found['memory'] / 1e9:.2f} GB, temporary files {found['disk'] / 1e9:.2f} GB",
                 flush=True,
             )
+
+
+# Contamination
+
+
+def contamination(tokens: int, vocabulary: int = 32_000, samples: int = 2_000, length: int = 200, seed: int = 0) -> None:
+    """Samples of which every tenth stands in the training text, three of its tokens changed; tokens are as frequent as Zipf's law has them."""
+    random = np.random.default_rng(seed)
+    frequencies = 1 / np.arange(1, vocabulary - 2)
+    sums = np.cumsum(frequencies / frequencies.sum())
+
+    def draw(count: int) -> np.ndarray:
+        return np.minimum(np.searchsorted(sums, random.random(count)), vocabulary - 4).astype(np.uint16) + np.uint16(3)
+
+    asked = [draw(length) for _ in range(samples)]
+    with TemporaryDirectory() as folder:
+        writer = ShardWriter(Path(folder), "train", vocabulary)
+        parts = tokens // 1_000_000
+        for number in range(parts):
+            part = draw(1_000_000)
+            part[::1000] = 1
+            for slot, sample in enumerate(asked[::10][number::parts]):
+                copy = part[1000 * slot + 100 :][:length]
+                copy[:] = sample
+                copy[[50, 90, 150]] = 2
+            writer.write(part, np.array([len(part)]))
+        writer.close()
+        began = perf_counter()
+        shards = TokenShards(Path(folder), "train").shards
+        matches = find_matches([sample.astype(np.int64) for sample in asked], CorpusTokens(shards, border=1))
+        shares = contaminated_share(matches, 50)
+        report(perf_counter() - began, tokens=tokens, planted=len(asked[::10]), found=int((shares > 0.9).sum()))
 
 
 def main() -> None:
@@ -410,7 +445,9 @@ def main() -> None:
     commands.add_parser("personal-data")
     grow = commands.add_parser("growth")
     grow.add_argument("factors", nargs="+", type=int)
+    grow.add_argument("--megabytes", type=int, default=50, help="text at factor 1")
     grow.add_argument("--workers", type=int, default=2)
+    commands.add_parser("contamination").add_argument("--tokens", type=int, default=100_000_000)
     measured = commands.add_parser("side", help="one measured run of compare")
     measured.add_argument("name", choices=SIDES)
     measured.add_argument("folder")
@@ -426,7 +463,9 @@ def main() -> None:
     elif chosen.command == "personal-data":
         personal()
     elif chosen.command == "growth":
-        growth(chosen.factors, chosen.workers)
+        growth(chosen.factors, chosen.megabytes * 1_000_000, chosen.workers)
+    elif chosen.command == "contamination":
+        contamination(chosen.tokens)
     elif chosen.command == "side":
         side(chosen.name, chosen.folder, chosen.workers)
     else:

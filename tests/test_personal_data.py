@@ -53,6 +53,7 @@ def test_personal_data_becomes_a_typed_placeholder(text: str, redacted: str) -> 
         "GB83 WEST 1234 5698 7654 32 has wrong check digits",
         "std::vector and a::b and ::",
         "me @ home, see @ann",
+        "Next meeting: 2023-01-01 11:30, then 2021/12/08 09:15, 20230101 17:20 and 2021-2022",
         "3.14159265358979",
         "0000 0000 0000 0000",
         "12345678901234567890123456789",

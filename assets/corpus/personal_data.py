@@ -262,7 +262,9 @@ def _national_ids(text: str, region: str) -> Iterator[Span]:
             position = match.end()
 
 
-_PHONE = re.compile(r"(?<![\w.,/=\-])(?:\+|\()?[0-9](?:[ \t().\-/]{0,3}[0-9]){6,17}(?![\w@])")
+# libphonenumber passes over points in time, but sees no more than the digits here: "2023-01-01 11" of "2023-01-01 11:30".
+_TIME = r"[12][0-9]{3}(?:(?:-[01][0-9]-|/[01][0-9]/)[0-3][0-9](?![0-9])|[01][0-9][0-3][0-9] +[0-2][0-9]:)"
+_PHONE = re.compile(rf"(?<![\w.,/=\-])(?!{_TIME})(?:\+|\()?[0-9](?:[ \t().\-/]{{0,3}}[0-9]){{6,17}}(?![\w@])")
 
 
 def _phones(text: str, region: str) -> Iterator[Span]:
