@@ -1,6 +1,7 @@
 """Pretraining: token ids of the mixed corpus, a base model from scratch, and n-gram models to compare it with."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import dagster as dg
@@ -9,21 +10,27 @@ import polars as pl
 from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
-from assets.corpus.mixing import mix
+from assets.corpus.mixing import mix, mixture, weights_of
 from assets.plots import losses
 from resources.errors import TampuError
 from resources.imports import imported
+from resources.parts import processors, read_parts
 from resources.profiles import active
 from resources.recipe import Check, ExecutionConfig, Request, Run, artifact
 
 if TYPE_CHECKING:
     from model.llama import Llama
 
+SPLITS = ("train", "validation", "test")
+SLIM = ["document_id", "source", "factual", "split", "text"]
+
 
 class TokensConfig(dg.Config):
     """How the documents become token ids."""
 
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("workers",)
     seed: int = Field(active().seed, ge=0, description="order of the documents")
+    workers: int = Field(0, ge=0, description="threads; 0 takes all processors")
 
 
 @artifact(
@@ -34,32 +41,35 @@ class TokensConfig(dg.Config):
     checks=[Check("splits_not_empty", blocking=True, description="there are training, validation and test tokens")],
 )
 def tokens(run: Run, config: TokensConfig) -> None:
-    """Token ids of every document between BOS and EOS, factual sources up-sampled in the training split."""
+    """Token ids of every document between BOS and EOS, sources mixed to their weights or shares in the training split."""
+    from assets.corpus.token_stream import EncodedDocuments, write_stream
     from model.tokenizer_files import load_tokenizer
 
-    documents = run.parent("corpus/filtered").frame("documents.parquet")
+    folder = run.parent("corpus/filtered").file("documents.parquet")
     tokenizer = load_tokenizer(run.parent("tokenizer/sentencepiece").path)
-    weights = dict(run.parent("corpus/documents").frame("sources.parquet").select("source", "weight").iter_rows())
-    counts = []
-    for split in ("train", "validation", "test"):
-        part = mix(documents.filter(pl.col("split") == split), weights, seed=config.seed)
-        encoded = tokenizer.encode_batch(part["text"].to_list())
-        stream = [np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype=np.int32) for ids in encoded]
-        np.save(run.path(f"{split}.npy"), np.concatenate(stream) if stream else np.zeros(0, np.int32))
-        lengths = np.array([len(ids) for ids in stream], dtype=np.int64)
-        np.save(run.path(f"{split}_lengths.npy"), lengths)
-        part = part.with_columns(tokens=pl.Series(lengths), bytes=pl.col("text").str.len_bytes())
-        counts.append(
-            part.group_by("source", maintain_order=True)
-            .agg(documents=pl.len(), tokens=pl.col("tokens").sum(), bytes=pl.col("bytes").sum())
-            .with_columns(split=pl.lit(split))
-        )
-        run.metric(f"{split}_tokens", int(lengths.sum()))
-        run.metric(f"{split}_bytes", int(part["bytes"].sum()))
-        run.write_frame(f"{split}_documents.parquet", part.select("document_id", "source", "tokens", "bytes"))
+    slim = [part.with_columns(bytes=pl.col("text").str.len_bytes().cast(pl.Int64)).drop("text") for part in read_parts(folder, SLIM)]
+    documents = pl.concat(slim).with_row_index("number")
+    sources = run.parent("corpus/documents").frame("sources.parquet")
+    trained = documents.filter(pl.col("split") == "train").group_by("source").agg(pl.col("bytes").sum())
+    weights = weights_of(sources, dict(trained.iter_rows()))
+    counts, parts = [], {split: mix(documents.filter(pl.col("split") == split), weights, seed=config.seed) for split in SPLITS}
+    with TemporaryDirectory(dir=run.directory) as work:
+        encoded = EncodedDocuments(folder, tokenizer, Path(work), workers=config.workers or processors())
+        for split, mixed in parts.items():
+            number = write_stream(encoded, mixed["number"], run.directory, split, tokenizer.vocab_size)
+            part = mixed.with_columns(tokens=pl.Series(encoded.lengths[mixed["number"].to_numpy()], dtype=pl.Int64))
+            counts.append(
+                part.group_by("source", maintain_order=True)
+                .agg(documents=pl.len(), tokens=pl.col("tokens").sum(), bytes=pl.col("bytes").sum())
+                .with_columns(split=pl.lit(split))
+            )
+            run.metric(f"{split}_tokens", number)
+            run.metric(f"{split}_bytes", int(part["bytes"].sum()))
+            run.write_frame(f"{split}_documents.parquet", part.select("document_id", "source", "tokens", "bytes"))
     table = pl.concat(counts)
     run.table("tokens by source", table)
-    missing = {"train", "validation", "test"} - set(table.filter(pl.col("tokens") > 0)["split"])
+    run.table("mixture of the training text", mixture(parts["train"]))
+    missing = set(SPLITS) - set(table.filter(pl.col("tokens") > 0)["split"])
     run.check("splits_not_empty", passed=not missing, description=f"splits without tokens: {sorted(missing)}")
 
 
@@ -110,7 +120,8 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
 
     from model.causal_lm import CausalLM, PackedLoader, bits_per_byte
     from model.llama import Llama, LlamaConfig
-    from model.packing import blocks
+    from model.token_shards import StreamBlocks, TokenShards
+    from model.tokenizer_files import load_tokenizer
     from model.training import Optimization, fit
     from model.weights import save_llama
 
@@ -131,8 +142,10 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
     network = Llama(shape)
     network.init_weights(torch.Generator().manual_seed(config.seed))
 
-    train = blocks(np.load(data.file("train.npy")), config.context)
-    validation, size = blocks(np.load(data.file("validation.npy")), config.context), int(data.metrics["validation_bytes"])
+    streams = {split: TokenShards(data.path, split) for split in ("train", "validation")}
+    bos_id = load_tokenizer(run.parent("tokenizer/sentencepiece").path).bos_id
+    train, validation = (StreamBlocks(stream, config.context, bos_id=bos_id) for stream in streams.values())
+    size = int(data.metrics["validation_bytes"])
     optimization = Optimization(learning_rate=config.learning_rate, steps=config.steps, warmup_steps=int(config.warmup_share * config.steps))
     result = fit(
         CausalLM(network, optimization),
@@ -177,19 +190,21 @@ def _take_over(run: Run, config: BaseModelConfig) -> None:
 def _judge(run: Run, network: "Llama", context: int) -> None:
     """Bits per byte on held-out text, beside what a uniform guess and the frequencies of single tokens give."""
     from model.causal_lm import bits_per_byte
-    from model.packing import blocks
+    from model.token_shards import StreamBlocks, TokenShards
     from model.tokenizer_files import load_tokenizer
 
     data = run.parent("pretraining/tokens")
     tokenizer_size = network.config.vocab_size
+    streams = {split: TokenShards(data.path, split) for split in SPLITS}
     bos_id = load_tokenizer(run.parent("tokenizer/sentencepiece").path).bos_id
-    held_out = {split: blocks(np.load(data.file(f"{split}.npy")), context, bos_id=bos_id) for split in ("validation", "test")}
+    held_out = {split: StreamBlocks(streams[split], context, bos_id=bos_id) for split in ("validation", "test")}
     sizes = {split: int(data.metrics[f"{split}_bytes"]) for split in held_out}
     bits = {split: bits_per_byte(network, held_out[split], sizes[split]) for split in held_out}
-    train_ids = np.load(data.file("train.npy"))
-    counts = np.bincount(train_ids, minlength=tokenizer_size) + 1.0
+    counts = np.ones(tokenizer_size)
+    for shard in streams["train"].shards:
+        counts += np.bincount(shard, minlength=tokenizer_size)
     probabilities = counts / counts.sum()
-    validation_ids = np.load(data.file("validation.npy"))
+    validation_ids = streams["validation"].all()
     unigram = float(-np.log2(probabilities[validation_ids]).sum() / sizes["validation"])
     uniform = float(np.log2(tokenizer_size) * len(validation_ids) / sizes["validation"])
     run.metric("parameters", network.config.parameter_count())
@@ -216,6 +231,7 @@ class BaselineConfig(dg.Config):
 def ngram_baselines(run: Run, config: BaselineConfig) -> None:
     """Bits per byte of interpolated Kneser-Ney n-grams, over tokens and over bytes, on the base model's own split."""
     from model.ngram import kneser_ney_bits
+    from model.token_shards import TokenShards
 
     data = run.parent("pretraining/tokens")
     documents = run.parent("corpus/filtered").frame("documents.parquet").sort("document_id")
@@ -227,7 +243,7 @@ def ngram_baselines(run: Run, config: BaselineConfig) -> None:
 
     rows = []
     sources = {
-        "token": (np.load(data.file("train.npy")).astype(np.int64), np.load(data.file("validation.npy")).astype(np.int64)),
+        "token": (TokenShards(data.path, "train").all().astype(np.int64), TokenShards(data.path, "validation").all().astype(np.int64)),
         "byte": (as_bytes("train"), as_bytes("validation")),
     }
     for unit, orders in (("token", config.token_orders), ("byte", config.byte_orders)):

@@ -19,15 +19,19 @@ from time import perf_counter
 
 import torch
 
+from bench.corpus import filtering
 from bench.decoding import decode
 from bench.resume import save_ppo, save_pretraining
 from bench.scoring import score_pairs
+from bench.tokenizer import encoding
 from bench.training import train
 from model.memory import keep_freed_memory
 
 RUNS = 5
 # What to do, in what unit, and, where that is no rate, the figure that a rate comes to.
 BENCHMARKS: dict[str, Callable[[], tuple[Callable[[], int], str] | tuple[Callable[[], int], str, Callable[[float], float]]]] = {
+    "corpus": filtering,
+    "encoding": encoding,
     "training": train,
     "decode": decode,
     "score": score_pairs,

@@ -17,7 +17,7 @@ from model.dialogue import Example
 from model.flops import flops_per_token
 from model.llama import Llama
 from model.losses import causal_lm_loss
-from model.packing import Packed, pack
+from model.packing import Packed, Rows, pack
 from model.precision import Precision, autocast
 from model.shuffling import Shuffled
 from model.training import Optimization
@@ -61,7 +61,7 @@ class PackedLoader:
     A batch may hold the end of one epoch and the beginning of the next, so that every row is seen equally often.
     """
 
-    def __init__(self, packed: Packed, batch_size: int, *, seed: int) -> None:
+    def __init__(self, packed: Rows, batch_size: int, *, seed: int) -> None:
         if not len(packed):
             raise ValueError("there are no rows to train on")
         self.packed, self.batch_size, self.seed = packed, batch_size, seed
@@ -87,7 +87,7 @@ class PackedLoader:
             if parts == 1:
                 yield batch_of(self.packed, rows)
                 continue
-            learned = Packed(*(array[rows] for array in vars(self.packed).values())).learned()
+            learned = Packed(self.packed.tokens[rows], self.packed.learn[rows], self.packed.segments[rows]).learned()
             for some in np.array_split(rows, parts):
                 yield {**batch_of(self.packed, some), "learned_in_batch": learned, "parts": parts}
 
@@ -96,7 +96,7 @@ class PackedLoader:
         return Shuffled(len(self.packed), self.seed, skip=batch * self.batch_size).take(self.batch_size).tolist()
 
 
-def batch_of(packed: Packed, rows: np.ndarray | slice) -> dict[str, Tensor]:
+def batch_of(packed: Rows, rows: np.ndarray | slice) -> dict[str, Tensor]:
     """These rows as tensors: tokens int64, learn bool, segments int32."""
     return {
         "tokens": torch.from_numpy(packed.tokens[rows].astype(np.int64)),
@@ -134,7 +134,7 @@ def next_token_loss(model: Llama, tokens_bt: Tensor, learn_bt: Tensor, segments_
 
 
 @torch.no_grad()
-def mean_loss(model: Llama, packed: Packed, *, batch_size: int = 32, precision: Precision = "fp32") -> tuple[float, int]:
+def mean_loss(model: Llama, packed: Rows, *, batch_size: int = 32, precision: Precision = "fp32") -> tuple[float, int]:
     """Mean loss in nats over the learned tokens of all rows, and their number."""
     device = next(model.parameters()).device
     total, learned = 0.0, 0
@@ -166,7 +166,7 @@ def packed_and_alone(model: Llama, examples: Sequence[Example], context: int) ->
     return packed, alone / learned
 
 
-def bits_per_byte(model: Llama, packed: Packed, total_bytes: int, *, batch_size: int = 32, precision: Precision = "fp32") -> float:
+def bits_per_byte(model: Llama, packed: Rows, total_bytes: int, *, batch_size: int = 32, precision: Precision = "fp32") -> float:
     """Bits the model needs for the rows' tokens, the EOS of each document included, over the bytes of the text that they encode."""
     loss, learned = mean_loss(model, packed, batch_size=batch_size, precision=precision)
     return loss * learned / math.log(2) / total_bytes

@@ -5,10 +5,32 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from model.dialogue import Example
+
+
+class Column(Protocol):
+    """An array, or what gives its rows when they are asked for."""
+
+    def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
+class Rows(Protocol):
+    """Training rows that can be asked for by number: `Packed`, or `model.token_shards.StreamBlocks`."""
+
+    @property
+    def tokens(self) -> Column: ...
+
+    @property
+    def learn(self) -> Column: ...
+
+    @property
+    def segments(self) -> Column: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -51,7 +52,9 @@ def train_sentencepiece(texts: Iterable[str], directory: Path, vocab_size: int, 
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"no tokenizer of {vocab_size} pieces could be trained on these texts: {error}") from error
+        supported = re.search(r"value <= (\d+)", str(error))
+        why = f"they support {supported[1]} pieces at most" if supported else str(error)
+        raise ValueError(f"no tokenizer of vocab_size {vocab_size} could be trained on these texts: {why}") from error
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "tokenizer.model"

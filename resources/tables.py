@@ -62,6 +62,14 @@ TABLES: dict[str, dict[str, pl.DataType]] = {
         "bytes_in": INTEGER,
         "bytes_out": INTEGER,
     },
+    "corpus_investigation": {
+        "investigation": TEXT,
+        "source": TEXT,
+        "kind": TEXT,
+        "term": TEXT,
+        "metric": TEXT,
+        "value": NUMBER,
+    },
     "preference_batches": {
         "batch": TEXT,
         "source": TEXT,
@@ -179,6 +187,7 @@ FROM_MANIFEST = ("artifacts", "lineage", "carbon")
 NOT_NULL = {
     "training_metrics": ("step", "metric"),
     "corpus_filters": ("source", "filter"),
+    "corpus_investigation": ("investigation", "source", "metric"),
     "preference_batches": ("batch", "source", "comparisons"),
     "reward_accuracy": ("reward_model", "test_set", "rating", "n"),
     "win_rates": ("model", "opponent", "judge", "axis", "n"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from assets.corpus.contamination import (
     MIN_LENGTHS,
     SUBSETS,
+    CorpusTokens,
     affected,
     contaminated_share,
     contamination,
@@ -180,3 +181,19 @@ def test_an_empty_subset_or_a_set_all_right_has_no_z_value() -> None:
     assert [row["mean"] is None for row in rows] == [False, True, False, True]
     assert not affected(rows)
     assert all(row["z"] is None for row in subset_statistics(np.array([0.0, 1.0]), np.ones(2)))
+
+
+def test_memory_mapped_parts_give_what_one_array_gives(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(3)
+    documents = [rng.integers(3, 6, int(size)) for size in rng.integers(0, 60, 40)]
+    samples = [*(document[5:40] for document in documents[::3]), rng.integers(3, 6, 50)]
+    marked = np.concatenate([part for document in documents for part in ([-1], document)])
+    stream = np.where(marked < 0, 1, marked).astype(np.uint16)
+    files = []
+    for number, part in enumerate(np.array_split(stream, 7)):
+        np.save(tmp_path / f"{number}.npy", part)
+        files.append(np.load(tmp_path / f"{number}.npy", mmap_mode="r"))
+    expected, found = find_matches(samples, marked), find_matches(samples, CorpusTokens([*files, stream[:0]], border=1), batch=100)
+    for length in MIN_LENGTHS:
+        assert contaminated_share(found, length).tolist() == contaminated_share(expected, length).tolist()
+    assert len(found.length) > 0

@@ -1,5 +1,10 @@
 """The tables of the corpus investigation, by the paper's definitions."""
 
+import gzip
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets.corpus import investigation
+from assets.corpus.identity_lists import holistic_bias
+from assets.corpus.investigation_asset import KEYS, facts
 from assets.corpus.language import identify
 from assets.corpus.word_lists import IDENTITY_TERMS, PRONOUNS, RUDE_WORDS
 from resources.errors import TampuError
@@ -151,3 +158,97 @@ def test_languages_are_told_apart_and_gibberish_is_not_taken_for_one() -> None:
     assert found["language"].to_list() == ["en", "de", "unknown"]
     assert found["language_probability"].is_between(0, 1).all()
     assert identify(frame, threshold=1.0)["language"].to_list() == ["unknown"] * 3
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.lists(words, max_size=8).map(" ".join), st.sampled_from("ab")), min_size=1, max_size=10), st.integers(1, 4))
+def test_a_corpus_in_batches_gives_the_tables_that_it_gives_whole(rows: list[tuple[str, str]], size: int) -> None:
+    frame = pl.concat(documents([text], source=source) for text, source in rows)
+    wanted = investigation.measures()
+    whole = {name: measure(frame) for name, measure in wanted.items()}
+    parts = [frame[begin : begin + size] for begin in range(0, frame.height, size)]
+    for name, table in investigation.investigate(parts, wanted, workers=2).items():
+        assert table.equals(whole[name]), name
+
+
+def test_every_number_of_a_table_is_a_row_of_the_warehouse() -> None:
+    frame = pl.concat([documents(TEXTS), documents(["a female lama"], source="b")])
+    for name, measure in investigation.measures().items():
+        table = measure(frame)
+        rows = facts(name, table)
+        keys = [key for key in ("source", *KEYS[name]) if key is not None]
+        numbers = table.drop(keys)
+        assert rows.height == sum(numbers.height - numbers[column].null_count() for column in numbers.columns)
+        assert rows.select("source", "kind", "term", "metric").is_unique().all()
+
+
+def test_the_share_of_documents_for_toxicity_is_chosen_by_their_ids() -> None:
+    frame = documents([f"stupid line {i}" for i in range(300)]).with_columns(document_id=pl.format("a/{}", pl.int_range(300)))
+    measure = investigation.measures(toxicity_share=0.1)["toxicity"]
+    table = measure(frame)
+    assert 10 < row(table, source="all")["documents"] < 60  # type: ignore[operator]
+    assert measure(frame.reverse()).equals(table)
+
+
+def test_identity_terms_are_read_from_the_lists_of_holistic_bias(tmp_path: Path) -> None:
+    tree = {
+        "gender_and_sex": {"x": ["female", "gay", {"descriptor": "gender-fluid"}]},
+        "sexual_orientation": {"x": ["gay", "straight"]},
+        "nationality": {"x": ["American"]},
+        "race_ethnicity": {"x": ["African-American", "white"]},
+        "religion": {"x": ["Latter-day Saint"]},
+        "body_type": {"x": ["tall"]},
+    }
+    path = tmp_path / "descriptors.json"
+    path.write_text(json.dumps(tree))
+    terms = holistic_bias(path)
+    assert terms["gender and sex"] == ("female", "gender fluid") and terms["sexual orientation"] == ("gay",)
+    lines = [
+        json.dumps({"axis": axis, "descriptor": term if isinstance(term, str) else term["descriptor"]})
+        for axis in tree
+        for term in tree[axis]["x"]
+    ]
+    packed = tmp_path / "descriptors.jsonl.gz"
+    packed.write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert holistic_bias(packed) == terms
+    spoken = documents(["An AFRICAN American, American too.", "a gender, fluid", "latter day saint", "the saint of a latter day", "tall"])
+    table = investigation.identity_terms(spoken, terms)
+    assert row(table, source="all", axis="race and ethnicity", term="african american")["documents"] == 1
+    assert row(table, source="all", axis="nationality", term="american")["documents"] == 1
+    assert row(table, source="all", axis="gender and sex", term="gender fluid")["documents"] == 1
+    assert row(table, source="all", axis="religion", term="any")["documents"] == 1
+    path.write_text("[1]")
+    with pytest.raises(TampuError, match="no list of HolisticBias descriptors"):
+        holistic_bias(path)
+    path.write_text(json.dumps({"religion": {"x": ["Sikh"]}}))
+    with pytest.raises(TampuError, match="no descriptor on the axis 'gender and sex'"):
+        holistic_bias(path)
+
+
+def test_a_classifier_of_the_hubs_form_scores_lines(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+    from assets.corpus.toxicity_model import classifier
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lovely", "day", "stupid"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    shape = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=32
+    )
+    BertForSequenceClassification(shape).save_pretrained(tmp_path)
+    scorer = classifier(str(tmp_path))
+    lines = pl.Series(["lovely day", "stupid", "lovely lovely stupid day"])
+    scores = scorer(lines)
+    assert scores.shape == (3,) and ((scores > 0) & (scores < 1)).all()
+    assert scorer(lines.reverse())[::-1] == pytest.approx(scores, abs=1e-6)
+    assert investigation.toxicity(documents(lines.to_list()), scorer)["documents"].to_list() == [3, 3]
+    with pytest.raises(TampuError, match=r"toxicity model .* cannot be loaded"):
+        classifier(str(tmp_path / "none"))
+
+
+@pytest.mark.skipif("TAMPU_TEST_DATA" not in os.environ, reason="TAMPU_TEST_DATA names no folder of text")
+def test_the_published_descriptors_have_terms_on_all_five_axes() -> None:
+    terms = holistic_bias(Path(os.environ["TAMPU_TEST_DATA"]) / "safety" / "holistic_bias_descriptors.jsonl.gz")
+    assert all(len(words) > 10 for words in terms.values())

@@ -53,6 +53,7 @@ def test_personal_data_becomes_a_typed_placeholder(text: str, redacted: str) -> 
         "GB83 WEST 1234 5698 7654 32 has wrong check digits",
         "std::vector and a::b and ::",
         "me @ home, see @ann",
+        "Next meeting: 2023-01-01 11:30, then 2021/12/08 09:15, 20230101 17:20 and 2021-2022",
         "3.14159265358979",
         "0000 0000 0000 0000",
         "12345678901234567890123456789",
@@ -139,3 +140,38 @@ def test_nothing_is_left_in_real_business_text() -> None:
     found = redact_frame(read_documents(source, validation=0.1, test=0.1).frame)
     assert found.counts["spans"].sum() > 0
     assert all(find(text) == {} for text in found.frame["text"])
+
+
+NATIONAL = [
+    "536-90-4399",
+    "AB 12 34 56 C",
+    "12345678Z",
+    "X-1234567-L",
+    "RSSMRA85T10A562S",
+    "111.444.777-35",
+    "123 456 782",
+    "131052-308T",
+    "ABCPE1234F",
+]
+
+
+@pytest.mark.parametrize("number", NATIONAL)
+def test_identity_numbers_of_several_countries_are_redacted(number: str) -> None:
+    text, spans = redact(f"My number is {number}, thanks.")
+    assert (text, spans) == ("My number is |||NATIONAL_ID|||, thanks.", {"national_id": 1})
+
+
+@pytest.mark.parametrize("number", ["000-12-3456", "536-90-43991", "BG 12 34 56 A", "12345678A", "111.444.777-36", "123 456 783", "ABCDE1234F"])
+def test_numbers_of_the_form_with_a_wrong_check_are_left_alone(number: str) -> None:
+    assert "national_id" not in redact(f"My number is {number}, thanks.")[1]
+
+
+parts = st.sampled_from(
+    [*NATIONAL, "a@b.example", "8.8.8.8", "2001:db8::ff00:42:8329", "4111 1111 1111 1111", "GB82 WEST 1234 5698 7654 32", "(650) 253-0000"]
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.one_of(parts, st.text("0123456789 .:-@+ABxy", max_size=24)), max_size=5).map(" ".join))
+def test_a_column_is_redacted_as_its_texts_are(text: str) -> None:
+    assert redact_frame(documents([text])).frame["text"].to_list() == [redact(text)[0]]

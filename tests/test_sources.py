@@ -5,18 +5,21 @@ import gzip
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import polars as pl
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resources.errors import TampuError
 from resources.readers import packages
-from resources.sources import EMBEDDED, Source, pieces, read_conversations, read_documents, source_files
+from resources.sources import EMBEDDED, Source, check_sources, pieces, read_conversations, read_documents, source_files
 from resources.splits import split_of
 
 CHITCHAT, SOTU = EMBEDDED
@@ -165,14 +168,17 @@ def test_bad_lines_of_json_files_are_quarantined_and_the_others_kept(tmp_path: P
         b'{"other": "x"}',
         b'{"text": "\\ud83d"}',
         b"[" * 100_000,
+        b'{"text": "a\\u0000b"}',
+        b'{"text": "a\0b"}',
         b'{"text": "last"}',
     ]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(lines))
     found = read_documents(jsonl(path), **SHARES)
     assert found.frame["text"].to_list() == ["first", "last"]
-    assert found.frame["document_id"].to_list() == ["mine/rows.jsonl:1", "mine/rows.jsonl:11"]
-    assert found.quarantine["line"].to_list() == [2, 3, 5, 6, 7, 8, 9, 10]
+    assert found.frame["document_id"].to_list() == ["mine/rows.jsonl:1", "mine/rows.jsonl:13"]
+    assert found.quarantine["line"].to_list() == [2, 3, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert "NUL at character 1" in found.quarantine["reason"][8]
     assert set(found.quarantine["file"]) == {"rows.jsonl"}
     assert "0xe9" in found.quarantine["reason"][0]
 
@@ -192,24 +198,117 @@ def test_a_damaged_gzip_file_gives_its_readable_lines_and_says_where_it_ends(tmp
     assert cut["line"].item() == found.frame.height + 1
 
 
-def test_ids_and_groups_come_from_their_fields_and_repeated_ids_are_quarantined(tmp_path: Path) -> None:
-    rows = [
-        {"key": 1, "author": "ann", "text": "one"},
-        {"key": 2, "author": "ann", "text": "two"},
-        {"key": 1, "author": "bob", "text": "three"},
-    ]
+def test_ids_and_groups_come_from_their_fields(tmp_path: Path) -> None:
+    rows = [{"key": 1, "author": "ann", "text": "one", "link": "https://a.example/1"}, {"key": 2, "author": "ann", "text": "two"}]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    found = read_documents(jsonl(path, id_field="key", group_field="author"), **SHARES)
+    found = read_documents(jsonl(path, id_field="key", group_field="author", url_field="link"), **SHARES)
     assert found.frame["document_id"].to_list() == ["mine/1", "mine/2"]
     assert found.frame["group"].to_list() == ["mine/ann", "mine/ann"]
+    assert found.frame["url"].to_list() == ["https://a.example/1", None]
     assert found.frame["split"].n_unique() == 1
-    assert found.quarantine["reason"].to_list() == ["the id '1' came before in this source"]
+
+
+def test_of_rows_with_one_id_the_same_one_stays_in_any_order_and_the_others_are_quarantined(tmp_path: Path) -> None:
+    rows = [{"key": key, "text": f"text {number}\n\nsecond paragraph {number}"} for number, key in enumerate([1, 2, 1, 3, 1, 2])]
+    path = tmp_path / "rows.jsonl"
+    kept = []
+    for order in (rows, rows[::-1]):
+        path.write_text("\n".join(map(json.dumps, order)))
+        found = read_documents(jsonl(path, id_field="key", piece_characters=200), **SHARES)
+        assert found.frame["document_id"].to_list() == ["mine/1#0001", "mine/2#0001", "mine/3#0001"]
+        assert found.quarantine.height == 3
+        assert all("is also that of rows.jsonl:" in reason for reason in found.quarantine["reason"])
+        kept.append(found.frame["text"].to_list())
+    assert kept[0] == kept[1]
+
+
+def test_packed_lines_are_read_like_plain_ones_and_damage_is_quarantined(tmp_path: Path) -> None:
+    rows = b"".join(json.dumps({"text": f"row {i} {os.urandom(20).hex()}"}).encode() + b"\n" for i in range(500))
+    frames = zstandard.ZstdCompressor().compress(rows[: len(rows) // 2]) + zstandard.ZstdCompressor().compress(rows[len(rows) // 2 :])
+    (tmp_path / "two-frames.jsonl.zst").write_bytes(frames)
+    found = read_documents(jsonl(tmp_path), **SHARES)
+    assert found.frame.height == 500 and found.quarantine.height == 0
+    (tmp_path / "cut.jsonl.zst").write_bytes(frames[: len(frames) // 2])
+    (tmp_path / "not.jsonl.zst").write_bytes(b"plain text")
+    found = read_documents(jsonl(tmp_path), **SHARES)
+    reasons = dict(found.quarantine.select("file", "reason").iter_rows())
+    assert "damaged zstd" in reasons["not.jsonl.zst"]
+    assert "damaged zstd from this line on: the file ends inside a frame" in reasons["cut.jsonl.zst"]
+    assert found.frame.height >= 500
+
+
+def test_a_line_of_a_hundred_megabytes_is_quarantined_without_being_held(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"text": "before"}\n{"text": "')
+        for _ in range(100):
+            file.write(b"a" * (1 << 20))
+        file.write(b'"}\n{"text": "behind"}\n')
+    found = read_documents(jsonl(path), **SHARES)
+    assert found.frame["text"].to_list() == ["before", "behind"]
+    assert found.quarantine.select("line", "reason").row(0) == (
+        2,
+        "104,857,613 bytes, above the 16,777,216 that a row may have: cut it into documents",
+    )
+
+
+def test_a_text_file_with_nul_bytes_or_in_another_encoding_is_quarantined(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("good text")
+    (tmp_path / "nul.txt").write_bytes(b"ab\0cd")
+    (tmp_path / "utf16.txt").write_bytes("text".encode("utf-16-le"))
+    (tmp_path / "latin1.txt").write_bytes("café".encode("latin-1"))
+    found = read_documents(Source(name="mine", reader="text", licence="CC0-1.0", path=tmp_path), **SHARES)
+    reasons = dict(found.quarantine.select("file", "reason").iter_rows())
+    assert found.frame["text"].to_list() == ["good text"]
+    assert "NUL at character 2" in reasons["nul.txt"] and "NUL at character 1" in reasons["utf16.txt"]
+    assert "invalid UTF-8: byte 0xe9" in reasons["latin1.txt"]
+
+
+def test_a_data_set_in_the_hubs_form_is_read_row_by_row(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
+    (tmp_path / "data.jsonl").write_text('{"body": "one", "key": 7}\n{"body": "two", "key": 8}\n{"body": "", "key": 9}\n')
+    source = Source(name="mine", reader="huggingface", licence="CC0-1.0", dataset=str(tmp_path), text_field="body", id_field="key")
+    found = read_documents(source, **SHARES)
+    assert found.frame["document_id"].to_list() == ["mine/7", "mine/8"]
+    assert found.quarantine.select("file", "line", "reason").row(0) == ("train", 3, "the text is empty")
+    assert [file.name for file in found.files] == ["data.jsonl"]
+    with pytest.raises(TampuError, match="no column 'text'; it has body, key"):
+        read_documents(replace(source, text_field="text"), **SHARES)
+
+
+def test_a_data_set_that_breaks_off_is_one_line_with_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rows:
+        column_names = ("text",)
+
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            yield {"text": "one"}
+            raise ConnectionError("the hub went away\nwith details")
+
+    library = ModuleType("datasets")
+    library.load_dataset = lambda *arguments, **named: Rows()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    source = Source(name="mine", reader="huggingface", licence="CC0-1.0", dataset="a/b", revision="0" * 40)
+    with pytest.raises(TampuError, match=r"the data set 'a/b' .* cannot be read after 1 rows: the hub went away$"):
+        read_documents(source, **SHARES)
+
+
+def test_shares_are_for_all_sources_and_one_together() -> None:
+    def source(name: str, share: float | None) -> Source:
+        return Source(name=name, reader="jsonl", licence="CC0-1.0", path=Path("x"), share=share)
+
+    check_sources([source("a", 0.25), source("b", 0.75)])
+    with pytest.raises(TampuError, match="source b: it has no share"):
+        check_sources([source("a", 0.25), source("b", None)])
+    with pytest.raises(TampuError, match=r"are 0\.75 together"):
+        check_sources([source("a", 0.25), source("b", 0.5)])
+    with pytest.raises(TampuError, match="two sources are called 'a'"):
+        check_sources([source("a", 0.5), source("a", 0.5)])
 
 
 def test_parquet_rows_are_read_like_json_rows(tmp_path: Path) -> None:
     pl.DataFrame({"text": ["one", None, " "], "number": [1, 2, 3]}).write_parquet(tmp_path / "a.parquet")
-    pl.DataFrame({"text": [b"two", b"\xff"], "number": [1, 2]}).write_parquet(tmp_path / "b.parquet")
+    pl.DataFrame({"text": [b"two", b"\xff", b"a" * (17 << 20)], "number": [1, 2, 3]}).write_parquet(tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_bytes(b"PAR1 no")
     source = Source(name="mine", reader="parquet", licence="CC0-1.0", path=tmp_path)
     found = read_documents(source, **SHARES)
@@ -218,6 +317,7 @@ def test_parquet_rows_are_read_like_json_rows(tmp_path: Path) -> None:
         ("a.parquet", 2),
         ("a.parquet", 3),
         ("b.parquet", 2),
+        ("b.parquet", 3),
         ("c.parquet", 0),
     ]
     with pytest.raises(TampuError, match="no column 'body'; it has text, number"):
@@ -260,6 +360,13 @@ def test_a_source_that_gives_nothing_says_so(tmp_path: Path) -> None:
         ({"name": "a/b"}, "source name 'a/b'"),
         ({"piece_characters": 3}, "piece_characters 3 must be at least 200"),
         ({"first_year": 5, "last_year": 4}, "first_year 5 is after last_year 4"),
+        ({"weight": "two"}, "weight is 'two', which is no number"),
+        ({"factual": "yes"}, "factual is 'yes'; expected true or false"),
+        ({"language": "English"}, "language 'English'; expected an ISO 639 code"),
+        ({"share": 0}, "share 0 must be above 0"),
+        ({"share": 0.5, "weight": 2}, "give one of the two"),
+        ({"reader": "huggingface"}, "needs a dataset"),
+        ({"reader": "huggingface", "dataset": "allenai/c4", "revision": "main"}, "revision 'main' of allenai/c4 can change"),
         ({"wieght": 1}, "unknown key 'wieght'"),
     ],
 )

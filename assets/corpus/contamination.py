@@ -3,11 +3,12 @@
 A token of a sample is contaminated if it stands in a token n-gram longer than L that sample and training text share.
 An n-gram may differ in up to four positions (the skip-gram budget), but not in its first ten tokens nor its last.
 The paper uses suffix arrays on 1,500 cores. Here the first ten tokens are the seed: an index of the samples' 10-grams
-(their hashes, sorted) is searched for every 10-gram of the training text, and each hit is extended. That is exact.
+(a bitmap and their sorted hashes) is searched for every 10-gram of the training text, and each hit is extended. That is
+exact. The training text is read once from the disk; only the samples are in memory.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 
 import numpy as np
@@ -20,6 +21,51 @@ SEED = 10
 
 MIN_LENGTHS = (10, 20, 30, 40, 50)
 SKIP_BUDGET = 4
+
+
+# What stands for the end of a document, and for every place outside of the training text.
+BORDER = -2
+
+BITMAP_BITS = 24
+
+
+@dataclass(frozen=True)
+class CorpusTokens:
+    """The training text by position: `parts` are integer arrays one after another, which may be memory-mapped.
+
+    A document begins with the token `border` (BOS), or is ended by a negative number; no match crosses either.
+    """
+
+    parts: Sequence[np.ndarray]
+    border: int | None = None
+    starts: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        starts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])]).astype(np.int64)
+        object.__setattr__(self, "starts", starts)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The tokens of `start:stop`, cut at the end: int64, borders as BORDER."""
+        found = [part[max(start - at, 0) : max(stop - at, 0)] for part, at in zip(self.parts, self.starts, strict=False)]
+        return self._bordered(np.concatenate([np.zeros(0, np.int64), *(part.astype(np.int64) for part in found if len(part))]))
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """The tokens at `places` int64, BORDER outside of the text: int64."""
+        result = np.full(len(places), BORDER, dtype=np.int64)
+        which = np.searchsorted(self.starts, places, side="right") - 1
+        for number in range(len(self.parts)):
+            inside = which == number
+            if inside.any():
+                result[inside] = self.parts[number][places[inside] - self.starts[number]]
+        return self._bordered(result)
+
+    def _bordered(self, tokens: np.ndarray) -> np.ndarray:
+        ends = tokens < 0 if self.border is None else (tokens < 0) | (tokens == self.border)
+        tokens[ends] = BORDER
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -35,7 +81,9 @@ class Matches:
     sample_lengths: np.ndarray
 
 
-def contamination(samples: Sequence[np.ndarray], corpus: np.ndarray, *, min_length: int, skip_budget: int = SKIP_BUDGET) -> np.ndarray:
+def contamination(
+    samples: Sequence[np.ndarray], corpus: np.ndarray | CorpusTokens, *, min_length: int, skip_budget: int = SKIP_BUDGET
+) -> np.ndarray:
     """The share of contaminated tokens of each sample: float64 [samples] in [0, 1]; 0 for an empty sample.
 
     `samples` are int token arrays, `corpus` one int array of the training documents one after another, with a negative
@@ -60,15 +108,17 @@ def contaminated_share(matches: Matches, min_length: int) -> np.ndarray:
     return (covered[offsets[1:]] - covered[offsets[:-1]]) / np.maximum(matches.sample_lengths, 1)
 
 
-def find_matches(samples: Sequence[np.ndarray], corpus: np.ndarray, *, skip_budget: int = SKIP_BUDGET, batch: int = 1 << 20) -> Matches:
+def find_matches(
+    samples: Sequence[np.ndarray], corpus: np.ndarray | CorpusTokens, *, skip_budget: int = SKIP_BUDGET, batch: int = 1 << 20
+) -> Matches:
     """Every match of more than ten tokens that cannot begin earlier on the same alignment with the same seed run.
 
-    Memory: eight bytes a token of the corpus a few times over, plus `batch` alignments at a time.
+    Memory: a few numbers a token of the samples, and `batch` tokens of the corpus or alignments at a time.
     """
     if skip_budget < 0:
         raise TampuError(f"contamination: skip_budget is {skip_budget}; expected 0 or more")
-    # A negative number ends every document and every sample; sample ends (-1) and document ends (-2) are unlike.
-    corpus = np.concatenate([[-2], np.where(corpus < 0, -2, corpus), [-2]]).astype(np.int64)
+    corpus = corpus if isinstance(corpus, CorpusTokens) else CorpusTokens([np.asarray(corpus)])
+    # A negative number ends every sample (-1) and every document (BORDER): the two are unlike.
     lengths = np.array([len(sample) for sample in samples], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths + 1)])[:-1].astype(np.int64) + 1
     tokens = np.full(int((lengths + 1).sum()) + 1, -1, dtype=np.int64)
@@ -80,7 +130,7 @@ def find_matches(samples: Sequence[np.ndarray], corpus: np.ndarray, *, skip_budg
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for here, there in _seeds(tokens, corpus, batch):
         # An alignment whose tokens before the seed are equal too is the tail of one that begins earlier.
-        first = tokens[here - 1] != corpus[there - 1]
+        first = tokens[here - 1] != corpus.at(there - 1)
         here, there = here[first], there[first]
         length = _extended(tokens, corpus, here, there, skip_budget)
         found.append((here[length > SEED], length[length > SEED]))
@@ -95,52 +145,70 @@ def find_matches(samples: Sequence[np.ndarray], corpus: np.ndarray, *, skip_budg
     return Matches(sample, here - starts[sample], length, lengths) if len(here) else Matches(here, here, here, lengths)
 
 
-def _hashes(tokens: np.ndarray) -> np.ndarray:
-    """By position, a uint64 hash of the SEED tokens from there on; [len(tokens) - SEED + 1]."""
+def _hashes(tokens: np.ndarray, powers: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """By position, a uint64 hash of the SEED tokens from there on; [len(tokens) - SEED + 1].
+
+    Differences of running sums of mix(token) ODD^place, divided by ODD^place: the same wherever the tokens stand.
+    """
     size = max(len(tokens) - SEED + 1, 0)
-    spread = mixed(tokens.astype(np.uint64) + ODD)
-    result = np.zeros(size, dtype=np.uint64)
-    for place in range(SEED):
-        result = result * ODD + spread[place : place + size]
-    return result
+    sums = np.zeros(len(tokens) + 1, dtype=np.uint64)
+    np.cumsum(mixed(tokens.astype(np.uint64) + ODD) * powers[0][: len(tokens)], out=sums[1:])
+    return mixed((sums[SEED : SEED + size] - sums[:size]) * powers[1][:size])
 
 
-def _seeds(tokens: np.ndarray, corpus: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """ODD and its inverse modulo 2^64 to the powers 0 … size - 1: uint64 [size] each."""
+    tables = []
+    for base in (int(ODD), pow(int(ODD), -1, 2**64)):
+        table = np.ones(1, dtype=np.uint64)
+        while len(table) < size:
+            table = np.concatenate([table, table * np.uint64(pow(base, len(table), 2**64))])
+        tables.append(table[:size])
+    return tables[0], tables[1]
+
+
+def _seeds(tokens: np.ndarray, corpus: CorpusTokens, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (here, there): positions in `tokens` and `corpus` with the same SEED tokens, none of them negative."""
     valid = np.convolve(tokens < 0, np.ones(SEED, dtype=np.int64), mode="valid") == 0 if len(tokens) >= SEED else []
     positions = np.flatnonzero(valid)
-    hashes = _hashes(tokens)[positions] if len(positions) else np.zeros(0, np.uint64)
-    order = np.argsort(hashes, kind="stable")
-    positions, hashes = positions[order], hashes[order]
     if not len(positions):
         return
+    powers = _powers(max(len(tokens), min(batch, len(corpus)) + SEED))
+    hashes = _hashes(tokens, powers)[positions]
+    order = np.argsort(hashes, kind="stable")
+    positions, hashes = positions[order], hashes[order]
+    shift = np.uint64(64 - BITMAP_BITS)
+    bitmap = np.zeros(1 << BITMAP_BITS, dtype=bool)
+    bitmap[hashes >> shift] = True
     for begin in range(0, len(corpus), batch):
-        there = _hashes(corpus[begin : begin + batch + SEED - 1])
-        low = np.searchsorted(hashes, there, side="left")
-        hit = np.flatnonzero(hashes[np.minimum(low, len(hashes) - 1)] == there)
-        low = low[hit]
+        chunk = corpus.read(begin, begin + batch + SEED - 1)
+        there = _hashes(chunk, powers)
+        hit = np.flatnonzero(bitmap[there >> shift])
+        low = np.searchsorted(hashes, there[hit], side="left")
+        equal = hashes[np.minimum(low, len(hashes) - 1)] == there[hit]
+        hit, low = hit[equal], low[equal]
         counts = np.searchsorted(hashes, there[hit], side="right") - low
         # A seed that is common on both sides gives many alignments: no more than about `batch` of them at a time.
         edges = np.flatnonzero(np.diff(np.cumsum(counts) // batch)) + 1
         for part in np.split(np.arange(len(hit)), edges):
             number = counts[part]
-            corpus_place = np.repeat(hit[part] + begin, number)
+            place = np.repeat(hit[part], number)
             within = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
             here = positions[np.repeat(low[part], number) + within]
             same = np.ones(len(here), dtype=bool)
-            for place in range(SEED):
-                same &= tokens[here + place] == corpus[corpus_place + place]
-            yield here[same], corpus_place[same]
+            for step in range(SEED):
+                same &= tokens[here + step] == chunk[place + step]
+            yield here[same], place[same] + begin
 
 
-def _extended(tokens: np.ndarray, corpus: np.ndarray, here: np.ndarray, there: np.ndarray, budget: int) -> np.ndarray:
+def _extended(tokens: np.ndarray, corpus: CorpusTokens, here: np.ndarray, there: np.ndarray, budget: int) -> np.ndarray:
     """The length of the longest match from each alignment: at most `budget` unlike tokens, the last token alike."""
     length = np.full(len(here), SEED, dtype=np.int64)
     skipped = np.zeros(len(here), dtype=np.int64)
     active = np.arange(len(here))
     place = SEED
     while len(active):
-        mine, theirs = tokens[here[active] + place], corpus[there[active] + place]
+        mine, theirs = tokens[here[active] + place], corpus.at(there[active] + place)
         alike = mine == theirs
         length[active[alike]] = place + 1
         skipped[active[~alike]] += 1

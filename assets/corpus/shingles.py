@@ -1,12 +1,13 @@
 """Word n-grams as 64-bit hashes: what repetition and near-duplicate detection both count."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-ODD = np.uint64(0x9E3779B97F4A7C15)
+from assets.corpus.characters import ODD, Characters, Spans, mixed
+
+__all__ = ["ODD", "Shingles", "mixed", "repeated_share", "shingles_of", "top_share", "word_shingles"]
 
 
 @dataclass(frozen=True)
@@ -21,53 +22,84 @@ class Shingles:
         return self.hashes[self.offsets[document] : self.offsets[document + 1]]
 
 
-def mixed(values: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 that spreads every input bit over all output bits (the finaliser of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def word_shingles(texts: pl.Series, size: int) -> Shingles:
     """The n-grams of `size` words of each text; words are runs of letters and digits, lower-cased.
 
     A text of fewer than `size` words has one shingle, all its words; a text without words has none. The hashes depend
-    on the words alone (BLAKE2b of each distinct word), not on the machine, the library version or the other texts.
+    on the words alone, not on the machine, the library version or the other texts.
     """
-    words = texts.str.to_lowercase().str.extract_all(r"\w+")
-    counts = words.list.len().fill_null(0).to_numpy().astype(np.int64)
-    # explode() gives one null for an empty list, which drop_nulls() takes out again
-    flat = words.explode().drop_nulls().alias("word").to_frame()
-    distinct = flat.get_column("word").unique()
-    digests = np.array(
-        [int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little") for word in distinct],
-        dtype=np.uint64,
-    )
-    table = pl.DataFrame({"word": distinct, "hash": digests})
-    hashes = flat.join(table, on="word", how="left", maintain_order="left").get_column("hash").to_numpy()
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    characters = Characters.of(texts)
+    return shingles_of(characters.hashes(characters.words), characters.words, size)
 
+
+def shingles_of(hashes: np.ndarray, words: Spans, size: int) -> Shingles:
+    """As `word_shingles`, from the words' hashes uint64 [words]."""
+    counts = np.diff(words.of)
     shingles = np.minimum(counts, np.maximum(counts - size + 1, 1))
     offsets = np.concatenate([[0], np.cumsum(shingles)]).astype(np.int64)
-    document = np.repeat(np.arange(len(counts)), shingles)
-    first = starts[document] + np.arange(offsets[-1]) - offsets[document]
-    length = np.minimum(counts, size)[document]
+    # Every n-gram begins at a word; texts of `size` words on lose their last words as beginnings.
+    begins = np.ones(len(hashes), dtype=bool)
+    longer = counts > 1
+    for back in range(1, size):
+        some = longer & (counts > back)
+        begins[words.of[1:][some] - back] = False
+    # A text shorter than `size` keeps its first word as the one beginning; its n-gram ends with the text.
+    first = np.flatnonzero(begins)
+    length = np.full(len(first), size, dtype=np.int64)
+    short = (counts > 0) & (counts < size)
+    length[offsets[:-1][short]] = counts[short]
+    padded = np.concatenate([hashes, np.zeros(size, np.uint64)])
     combined = length.astype(np.uint64)
+    some_short = bool(short.any())
     for place in range(size):
-        inside = place < length
-        word = hashes[np.where(inside, first + place, 0)] if len(hashes) else np.zeros(0, np.uint64)
-        combined = np.where(inside, (combined + word) * ODD, combined)
+        added = (combined + padded[first + place]) * ODD
+        combined = np.where(place < length, added, combined) if some_short else added
         combined ^= combined >> np.uint64(29)
     return Shingles(mixed(combined), offsets)
 
 
+# Documents of one call whose n-grams are sorted together: their number takes the low bits of the key, the hash the others.
+_TOGETHER = 1 << 12
+_LOW = np.uint64(_TOGETHER - 1)
+
+
+def _sorted_keys(shingles: Shingles, begin: int) -> np.ndarray:
+    """The n-grams of up to `_TOGETHER` documents from `begin` on as sorted keys: 52 bits of the hash, 12 of the document."""
+    offsets = shingles.offsets[begin : begin + _TOGETHER + 1]
+    document = np.repeat(np.arange(len(offsets) - 1, dtype=np.uint64), np.diff(offsets))
+    keys = (shingles.hashes[offsets[0] : offsets[-1]] & ~_LOW) | document
+    keys.sort()
+    return keys
+
+
 def repeated_share(shingles: Shingles) -> np.ndarray:
-    """By document, the share of its n-grams that occurred before in the same document: float64 [documents]."""
+    """By document, the share of its n-grams that occurred before in the same document: float64 [documents].
+
+    52 bits of each hash are compared: in a document of a million words the share is wrong by 1e-6 with a probability of 1e-4.
+    """
     counts = np.diff(shingles.offsets)
-    document = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((shingles.hashes, document))
-    hashes, document = shingles.hashes[order], document[order]
-    again = np.zeros(len(hashes), dtype=bool)
-    again[1:] = (hashes[1:] == hashes[:-1]) & (document[1:] == document[:-1])
-    repeats = np.bincount(document[again], minlength=len(counts))
+    repeats = np.zeros(len(counts), dtype=np.int64)
+    for begin in range(0, len(counts), _TOGETHER):
+        keys = _sorted_keys(shingles, begin)
+        again = keys[1:][keys[1:] == keys[:-1]] & _LOW
+        size = min(_TOGETHER, len(counts) - begin)
+        repeats[begin : begin + size] = np.bincount(again.astype(np.int64), minlength=size)
     return repeats / np.maximum(counts, 1)
+
+
+def top_share(shingles: Shingles, size: int, words: np.ndarray) -> np.ndarray:
+    """By document, the share of its words that stand in its most frequent n-gram: float64 [documents] in [0, 1].
+
+    Occurrences count as if they did not overlap; an n-gram that occurs once counts as 0. `words` int64 [documents].
+    """
+    counts = np.diff(shingles.offsets)
+    top = np.zeros(len(counts), dtype=np.int64)
+    for begin in range(0, len(counts), _TOGETHER):
+        keys = _sorted_keys(shingles, begin)
+        if not len(keys):
+            continue
+        edges = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)]])
+        runs = np.diff(edges)
+        several = runs > 1
+        np.maximum.at(top, begin + (keys[edges[:-1][several]] & _LOW).astype(np.int64), runs[several])
+    return np.minimum(top * size / np.maximum(words, 1), 1.0)

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Any, ClassVar
 
 import dagster as dg
-import numpy as np
 import polars as pl
 from pydantic import Field
 
@@ -49,14 +48,13 @@ def benchmarks(run: Run, config: BenchmarksConfig) -> None:
     """Every model of the round and the base model on text, on choosing the next turn among four, and on held-out instructions; with
     `tasks`, base and chat model on academic benchmarks too, from local files or by name, with the paper's groups and shots."""
     from model.causal_lm import bits_per_byte
-    from model.packing import blocks
+    from model.token_shards import StreamBlocks, TokenShards
     from model.tokenizer_files import load_tokenizer
     from model.weights import load_llama
 
     data = run.parent("pretraining/tokens")
-    size = int(data.metrics["test_bytes"])
     tokenizer = load_tokenizer(run.parent("tokenizer/sentencepiece").path)
-    test = blocks(np.load(data.file("test.npy")), config.context, bos_id=tokenizer.bos_id)
+    test, size = StreamBlocks(TokenShards(data.path, "test"), config.context, bos_id=tokenizer.bos_id), int(data.metrics["test_bytes"])
     conversations = run.parent("corpus/filtered").frame("conversations.parquet").filter(pl.col("split") == "test")
     items = next_turn_items(conversations, config.items, seed=config.seed)
     rows: list[dict[str, Any]] = []

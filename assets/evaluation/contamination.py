@@ -33,12 +33,13 @@ def contamination(run: Run, config: ContaminationConfig) -> None:
     """Share of test tokens inside long matches with the training corpus, by sample; Z statistics of the four subsets for the task that
     has right and wrong answers; mean shares for the test prompts."""
     from assets.corpus import contamination as method
+    from model.token_shards import TokenShards
     from model.tokenizer_files import load_tokenizer
     from model.weights import load_llama
 
     tokenizer = load_tokenizer(run.parent("tokenizer/sentencepiece").path)
-    stream = np.load(run.parent("pretraining/tokens").file("train.npy"))
-    corpus = np.where(stream == tokenizer.bos_id, -1, stream)  # no match crosses from one document into the next
+    shards = TokenShards(run.parent("pretraining/tokens").path, "train").shards
+    corpus = method.CorpusTokens(shards, border=tokenizer.bos_id)  # no match crosses from one document into the next
     conversations = run.parent("corpus/filtered").frame("conversations.parquet").filter(pl.col("split") == "test")
     items = next_turn_items(conversations, config.items, seed=config.seed)
     right = answer_items(load_llama(run.parent("pretraining/base_model").path), tokenizer, items)

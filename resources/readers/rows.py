@@ -6,11 +6,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One text: `native` is its stable id in the source, `group` what the split is drawn for (a speech, an author)."""
+    """One text: `native` is its stable id in the source, `group` what the split is drawn for (a speech, an author).
+
+    `file` and `line` are its place, as in BadRow; `url` is its address where the source has one. `given` says that the id
+    came from the data, so that two rows may have the same.
+    """
 
     native: str
     text: str
     group: str
+    file: str = ""
+    line: int = 0
+    url: str | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,10 @@ class RawFile:
     path: Path
 
 
+# What a reader yields: a row, or why there is none.
+Read = Row | BadRow
+
+
 @dataclass
 class Rows:
     """A source's rows, quarantined rows and raw files, in file order."""
@@ -45,8 +57,12 @@ def text_problem(text: object) -> str | None:
         return "the text is missing"
     if not isinstance(text, str):
         return f"the text is {type(text).__name__}, not a string"
-    if not text.strip():
+    if not text or text.isspace():
         return "the text is empty"
+    if "\0" in text:
+        return f"the text has a NUL at character {text.index(chr(0))}: no text, or not in UTF-8"
+    if text.isascii():
+        return None
     try:
         text.encode()
     except UnicodeEncodeError as error:
