@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,7 +44,7 @@ class PartWriter:
             until = self._bytes + np.cumsum(lengths, dtype=np.int64)
             end = min(int(np.searchsorted(until, PART_BYTES)) + 1, PART_ROWS - self._held_rows)
             taken = frame.head(end)
-            self._held.append(taken)
+            self._held.append(_copied(taken))
             self._bytes, self._held_rows = int(until[taken.height - 1]), self._held_rows + taken.height
             if self._bytes >= PART_BYTES or self._held_rows >= PART_ROWS:
                 self._flush()
@@ -66,6 +67,13 @@ class PartWriter:
     def __exit__(self, kind: object, *rest: object) -> None:
         if kind is None:
             self.close()
+
+
+def _copied(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows in memory of their own: what Polars filters out of a frame keeps all of that frame's text alive."""
+    buffer = BytesIO()
+    frame.write_ipc(buffer)
+    return pl.read_ipc(buffer.getvalue())
 
 
 def part_files(folder: Path) -> list[Path]:
