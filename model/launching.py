@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -133,6 +133,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _told(folder: Path, processes: int, code: int) -> str:
     """The first rank that ended badly by itself, and its error."""
     path = folder / "failures.json"
+    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        return f"torchrun and its {processes} ranks were told to end by {signal.Signals(code - 128).name}"
     if not path.is_file():
         return f"torchrun ended with exit code {code} before its {processes} ranks could train; what it wrote on standard error says why"
     failures = json.loads(path.read_text())
@@ -162,11 +164,12 @@ def _described(module: LightningModule, loader: Any, validate: Callable[[], dict
             "strategy 'fsdp2' can not train reward models: ranks read their pairs in different numbers of groups, and sharded weights "
             f"need equal ones; set execution.strategy to 'ddp', or {WAY_OUT}"
         )
+    trained = cast(CausalLM | RewardTraining, module)
     described: dict[str, Any] = {
         "module": {
             "kind": kind,
-            "config": module.model.config.to_dict(),
-            "optimization": asdict(module.optimization),  # type: ignore[call-overload]
+            "config": trained.model.config.to_dict(),
+            "optimization": asdict(trained.optimization),
             "safety_weight": getattr(module, "safety_weight", None),
         },
         "weights": module.state_dict(),
@@ -183,11 +186,11 @@ def _described(module: LightningModule, loader: Any, validate: Callable[[], dict
     parts = processes * execution.accumulate
     if parts > loader.batch_size:
         raise ValueError(
-            f"a batch of {loader.batch_size} can not be divided among {processes} processes that read it in {execution.accumulate} parts each; "
-            "make the batch larger, or set execution.processes or execution.accumulate lower"
+            f"a batch of {loader.batch_size} rows can not be divided among {processes} processes that read it in {execution.accumulate} parts "
+            "each; make the batch larger, or set execution.processes or execution.accumulate lower"
         )
     if validate is not None:
-        if not isinstance(validate, HeldOut) or validate.model is not module.model:
+        if not isinstance(validate, HeldOut) or validate.model is not trained.model:
             raise ValueError(f"launcher 'torchrun' can not hand this validation to its ranks; {WAY_OUT}")
         described["validate"] = {"packed": _tensors(validate.packed), "total_bytes": validate.total_bytes}
     return described

@@ -335,8 +335,8 @@ class _Run(Callback):
         # Lightning has divided the losses by the number of parts.
         means = {"train_loss": sum(float(part["loss"]) for part in parts)} if "loss" in outputs else {}
         means |= {name: sum(float(part["metrics"][name]) for part in parts) / len(parts) for name in outputs["metrics"]}
-        tokens, flops = sum(int(part["tokens"]) for part in parts), sum(float(part.get("flops", 0.0)) for part in parts)
-        tokens, flops, *values = ranks.summed([tokens, flops, *means.values()])
+        counts = [sum(int(part["tokens"]) for part in parts), sum(float(part.get("flops", 0.0)) for part in parts)]
+        tokens, flops, *values = ranks.summed([*counts, *means.values()])
         result.steps += 1
         result.tokens += int(tokens)
         result.flops += flops

@@ -32,9 +32,7 @@ from model.training import fit
 GRACE = 2.0  # seconds in which torchrun, which looks ten times a second, sees that another rank ended first
 
 
-def main(
-    folder: Path, *, tell: Callable[[str], None] | None = None, report: Callable[[dict[str, Any]], None] | None = None
-) -> None:
+def main(folder: Path, *, tell: Callable[[str], None] | None = None, report: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Train as a rank and, as the first one, write what comes of it into `folder`. `tell` gets lines, `report` facts about the ranks.
 
     An error goes into torchrun's error file and ends the process at once: the threads of a collective would keep it for as long as they
@@ -83,6 +81,7 @@ def _train(folder: Path, tell: Callable[[str], None], report: Callable[[dict[str
         dist.init_process_group("gloo", timeout=timeout)
     module, loader, validate = built(job)
     checkpoints: list[int] = []
+    began = time.perf_counter()
 
     def keep(step: int) -> None:
         checkpoints.append(step)
@@ -91,7 +90,7 @@ def _train(folder: Path, tell: Callable[[str], None], report: Callable[[dict[str
     resume = job["resume"] and Resume(**{**job["resume"], "folder": Path(job["resume"]["folder"]), "say": tell})
     result = fit(module, loader, validate=validate, on_checkpoint=keep, resume=resume, execution=execution, **job["fit"])
     write_weights(module, folder / "final")
-    facts = _facts(result.seconds, execution.torchrun.strategy)
+    facts = _facts(time.perf_counter() - began, execution.torchrun.strategy)
     if ranks.first():
         report(facts)
         temporary = folder / ".result.tmp"
@@ -113,7 +112,7 @@ def write_weights(module: LightningModule, folder: Path) -> None:
 
 
 def _facts(seconds: float, strategy: str) -> dict[str, Any]:
-    """Every rank's device and peak memory (bytes; of the device, or of the process on a CPU)."""
+    """How many ranks there were, on what, for how long (`seconds`), and the peak memory of each (bytes; of its device, or of the process)."""
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     own = [float(peak) if rank == ranks.number() else 0.0 for rank in range(ranks.count())]
