@@ -109,8 +109,11 @@ def _run(folder: Path, execution: Execution) -> None:
         *("-m", torchrun.worker, str(folder)),
     ]
     paths = [str(REPOSITORY), *(path for path in sys.path if path)]
+    threads = str(max(1, (os.cpu_count() or 1) // torchrun.processes))
     with torchrun.session() as environment:
-        process = subprocess.Popen(command, env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)})
+        variables = {"OMP_NUM_THREADS": threads, **os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)}
+        # In a session of its own Ctrl-C does not reach it: this process tells it once, and a second time would cut off the saving.
+        process = subprocess.Popen(command, env=variables, start_new_session=True)
         try:
             code = process.wait()
         except BaseException:
