@@ -161,7 +161,7 @@ class Saver(Callback):
         ranks.wait_for_all()  # nobody writes while another one reads
         self.checkpoints: dict[int, str] = {}
         self.step = self.saved = 0
-        self.ended = self.stuck = self.told = False
+        self.ended = self.stuck = False
         self.clock = time.monotonic()
         self.signal: int | None = None
         self.handlers: dict[int, Any] = {}
@@ -201,7 +201,7 @@ class Saver(Callback):
                 config.scheduler.load_state_dict(kept)
             torch.set_rng_state(state["random"]["cpu"])
             if state["random"]["cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["random"]["cuda"])
+                torch.cuda.set_rng_state(state["random"]["cuda"][0])
             self.state = None
         for number in self.handlers:
             signal.signal(number, self._note)
@@ -229,10 +229,9 @@ class Saver(Callback):
         self.ended = trainer.should_stop
         steps, minutes = self.resume.every_steps, self.resume.every_minutes
         late = minutes is not None and time.monotonic() - self.clock >= 60 * minutes
-        late, self.told = (votes > 0 for votes in ranks.summed([ranks.first() and late, self.signal is not None]))
-        if late or (steps is not None and self.step % steps == 0):
+        if ranks.some(ranks.first() and late) or (steps is not None and self.step % steps == 0):
             self.save(trainer, module)
-        if self.told:
+        if ranks.some(self.signal is not None):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -252,7 +251,7 @@ class Saver(Callback):
             "state_dict": ranks.whole(module.state_dict()),
             "optimizer_states": [ranks.whole(optimizer.state_dict()) for optimizer in trainer.optimizers],
             "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+            "random": {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []},
             "run": self.run.state_dict(),
             "checkpoints": self.checkpoints,
         }

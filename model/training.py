@@ -309,7 +309,7 @@ class _Run(Callback):
         if self.validate is not None and self.validate_first and not self.result.steps:
             with torch.no_grad():
                 self._rows(self.validate())
-        self.speed = Speed(self.result, lambda: peak_flops(module.device, self.precision))
+        self.speed = Speed(self.result, lambda: ranks.count() * peak_flops(module.device, self.precision))
         if self.name:
             self.progress = Progress(self.name, self.steps, self.speed, self.tell)
 
