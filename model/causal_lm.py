@@ -184,7 +184,7 @@ class HeldOut:
     """A validation for `fit`: `bits_per_byte` of the model that is trained."""
 
     model: Llama
-    packed: Packed
+    packed: Rows
     total_bytes: int
 
     def __call__(self) -> dict[str, float]:

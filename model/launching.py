@@ -28,9 +28,10 @@ from safetensors.torch import load_file
 
 from model.causal_lm import CausalLM, HeldOut, PackedLoader
 from model.llama import LlamaConfig
-from model.packing import Packed
+from model.packing import Packed, Rows
 from model.resume import Resume
 from model.reward_training import Comparison, ComparisonLoader, Labelled, RewardTraining
+from model.token_shards import StreamBlocks, TokenShards
 
 if TYPE_CHECKING:
     from model.execution import Execution
@@ -179,7 +180,7 @@ def _described(module: LightningModule, loader: Any, validate: Callable[[], dict
         "validate": None,
     }
     if type(loader) is PackedLoader:
-        described["loader"] = {"packed": _tensors(loader.packed), "batch_size": loader.batch_size, "seed": loader.seed}
+        described["loader"] = {"packed": _rows(loader.packed), "batch_size": loader.batch_size, "seed": loader.seed}
     elif type(loader) is ComparisonLoader:
         named = {name: getattr(loader, name) for name in ("batch_size", "seed", "margin", "group_tokens")}
         pairs, labelled = ([tuple(vars(one).values()) for one in some] for some in (loader.comparisons, loader.labelled))
@@ -195,12 +196,18 @@ def _described(module: LightningModule, loader: Any, validate: Callable[[], dict
     if validate is not None:
         if not isinstance(validate, HeldOut) or validate.model is not trained.model:
             raise ValueError(f"launcher 'torchrun' can not hand this validation to its ranks; {WAY_OUT}")
-        described["validate"] = {"packed": _tensors(validate.packed), "total_bytes": validate.total_bytes}
+        described["validate"] = {"packed": _rows(validate.packed), "total_bytes": validate.total_bytes}
     return described
 
 
-def _tensors(packed: Packed) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in vars(packed).items()}
+def _rows(packed: Rows) -> dict[str, Any]:
+    """Rows in memory as tensors, those of a stream on the disk as the place of its shards, which the ranks map too."""
+    if isinstance(packed, StreamBlocks):
+        stream = packed.stream
+        return {"folder": str(stream.folder.absolute()), "name": stream.name, "context": packed.context, "bos_id": packed.bos_id}
+    if isinstance(packed, Packed):
+        return {name: torch.from_numpy(array) for name, array in vars(packed).items()}
+    raise ValueError(f"launcher 'torchrun' can not hand rows of a {type(packed).__name__} to its ranks; {WAY_OUT}")
 
 
 def _plain(execution: Execution) -> dict[str, Any]:
@@ -241,8 +248,11 @@ def built(job: Mapping[str, Any]) -> tuple[LightningModule, Any, HeldOut | None]
     return module, loader, validate
 
 
-def _packed(tensors: Mapping[str, torch.Tensor]) -> Packed:
-    return Packed(**{name: tensor.numpy() for name, tensor in tensors.items()})
+def _packed(described: Mapping[str, Any]) -> Rows:
+    if "folder" in described:
+        stream = TokenShards(Path(described["folder"]), described["name"])
+        return StreamBlocks(stream, described["context"], bos_id=described["bos_id"])
+    return Packed(**{name: tensor.numpy() for name, tensor in described.items()})
 
 
 def execution_of(job: Mapping[str, Any], tell: Callable[[str], None] | None) -> Execution:

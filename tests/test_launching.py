@@ -18,6 +18,7 @@ from model.causal_lm import CausalLM, HeldOut, PackedLoader
 from model.execution import Execution, Torchrun
 from model.launching import RankFailed
 from model.resume import Resume
+from model.token_shards import ShardWriter, StreamBlocks, TokenShards
 from model.training import FitResult, Optimization, fit
 from model.weights import load_llama, save_llama
 from resources.errors import TampuError
@@ -89,9 +90,14 @@ def trained(run: Run, config: Training) -> None:
     """A training as an asset does it."""
     execution, resume = run.execution(config.execution), run.resume(config.execution)
     module = CausalLM(network(), Optimization(1e-2, 3, 6))
+    writer = ShardWriter(run.home, "stream", 40, shard_tokens=50)
+    writer.write(np.arange(120) % 36 + 3, np.array([120]))
+    writer.close()
     result = fit(
         module,
         PackedLoader(uneven(), 2, seed=0),
+        validate=HeldOut(module.model, StreamBlocks(TokenShards(run.home, "stream"), 16), 100),
+        validate_every=3,
         steps=6,
         seed=0,
         log_every=2,
