@@ -20,8 +20,6 @@ def training_step(module: CausalLM, batch: dict[str, Any], batch_idx: int) -> di
             raise ValueError("this rank can read no more")
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "terminate":
-            os.kill(os.getppid(), signal.SIGTERM)
     return ordinary(module, batch, batch_idx)
 
 
