@@ -118,7 +118,7 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
     """A Llama 2 model trained from scratch on the corpus: AdamW, cosine schedule, next-token loss within documents; or an imported one."""
     import torch
 
-    from model.causal_lm import CausalLM, PackedLoader, bits_per_byte
+    from model.causal_lm import CausalLM, HeldOut, PackedLoader
     from model.llama import Llama, LlamaConfig
     from model.token_shards import StreamBlocks, TokenShards
     from model.tokenizer_files import load_tokenizer
@@ -155,7 +155,7 @@ def base_model(run: Run, config: BaseModelConfig) -> None:
         precision=config.precision,
         log_every=config.log_every,
         progress=run.label,
-        validate=lambda: {"validation_bits_per_byte": bits_per_byte(network, validation, size)},
+        validate=HeldOut(network, validation, size),
         validate_every=config.validate_every,
         resume=run.resume(config.execution),
         execution=run.execution(config.execution),

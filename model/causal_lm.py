@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from model.llama import Llama
 from model.losses import causal_lm_loss
 from model.packing import Packed, Rows, pack
 from model.precision import Precision, autocast
+from model.ranks import shard
 from model.shuffling import Shuffled
 from model.training import Optimization
 
@@ -50,6 +52,11 @@ class CausalLM(LightningModule):
             "metrics": {"learned_tokens": learned if of is None else of},
             "flops": tokens_bt.numel() * flops_per_token(self.model.config, tokens_bt.shape[1]),
         }
+
+    def configure_model(self) -> None:
+        """Under FSDP2 each rank keeps its part of the network."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure(self.model)
@@ -120,7 +127,7 @@ def next_token_loss(model: Llama, tokens_bt: Tensor, learn_bt: Tensor, segments_
     if not total:
         raise ValueError("no token of this batch is learned; look at the data's mask")
     if not learned:
-        return hidden_nd.float().sum(), 0  # 0, with a gradient of 0
+        return model.logits(hidden_nd).sum(), 0  # 0, with a gradient of 0 for every weight, which other ranks wait for
     again = learned * model.config.vocab_size > MOST_LOGITS and torch.is_grad_enabled()
 
     def chunk_loss(hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
@@ -170,3 +177,15 @@ def bits_per_byte(model: Llama, packed: Rows, total_bytes: int, *, batch_size: i
     """Bits the model needs for the rows' tokens, the EOS of each document included, over the bytes of the text that they encode."""
     loss, learned = mean_loss(model, packed, batch_size=batch_size, precision=precision)
     return loss * learned / math.log(2) / total_bytes
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A validation for `fit`: `bits_per_byte` of the model that is trained."""
+
+    model: Llama
+    packed: Rows
+    total_bytes: int
+
+    def __call__(self) -> dict[str, float]:
+        return {"validation_bits_per_byte": bits_per_byte(self.model, self.packed, self.total_bytes)}

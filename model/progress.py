@@ -37,12 +37,12 @@ class Speed:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line about every tenth of the steps."""
+    """A bar on a terminal; elsewhere, or with `tell`, a line about every tenth of the steps."""
 
-    def __init__(self, name: str, steps: int, speed: Speed) -> None:
-        self.name, self.steps, self.speed = name, steps, speed
+    def __init__(self, name: str, steps: int, speed: Speed, tell: Callable[[str], None] | None = None) -> None:
+        self.name, self.steps, self.speed, self.tell = name, steps, speed, tell
         done = speed.result.steps
-        self.bar = tqdm(total=steps, initial=done, desc=name, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
+        self.bar = tqdm(total=steps, initial=done, desc=name, unit="step", file=sys.stderr) if tell is None and sys.stderr.isatty() else None
 
     def update(self, result: FitResult) -> None:
         """After a step."""
@@ -51,7 +51,10 @@ class Progress:
             self.bar.set_postfix_str(", ".join(self._figures(result)))
         elif result.steps * 10 // self.steps > (result.steps - 1) * 10 // self.steps:
             line = ", ".join((f"step {result.steps}/{self.steps}", *self._figures(result), f"{self.speed.seconds():.0f} s"))
-            print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+            if self.tell is not None:
+                self.tell(f"{self.name}: {line}")
+            else:
+                print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 
     def _figures(self, result: FitResult) -> list[str]:
         latest = {row["metric"]: row["value"] for row in result.rows[-20:]}

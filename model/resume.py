@@ -28,10 +28,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from model import ranks
+
 FORMAT = 1  # of a state's content; states of another one are refused
 KEPT = 2  # Our choice: the newest state, and the one before in case the disk damages it.
 NAME = re.compile(r"(state|checkpoint)-(\d{9})-([0-9a-f]{64})\.pt")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _nothing(line: str) -> None:
+    """What ranks but the first say."""
 
 
 def _stderr(line: str) -> None:
@@ -146,8 +152,13 @@ class Saver(Callback):
 
     def __init__(self, resume: Resume, settings: Mapping[str, Any], run: Any) -> None:
         self.resume, self.settings, self.run = resume, {"format": FORMAT, **settings, **resume.config}, run
+        if not ranks.first():
+            ranks.wait_for_all()  # the first one removes what is damaged
         self.states = States(resume.folder)
-        self.state = self.states.newest(resume.say)
+        self.state = self.states.newest(resume.say if ranks.first() else _nothing)
+        if ranks.first():
+            ranks.wait_for_all()
+        ranks.wait_for_all()  # nobody writes while another one reads
         self.checkpoints: dict[int, str] = {}
         self.step = self.saved = 0
         self.ended = self.stuck = False
@@ -179,17 +190,18 @@ class Saver(Callback):
         made, now = state["made_with"], _made_with()
         differing = [f"{name} {made.get(name)} then and {value} now" for name, value in now.items() if made.get(name) != value]
         said = f" ({', '.join(differing)}: the last digits may differ)" if differing else ""
-        self.resume.say(f"the training goes on after step {self.step:,}, from {self.states.folder}{said}")
+        if ranks.first():
+            self.resume.say(f"the training goes on after step {self.step:,}, from {self.states.folder}{said}")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if (state := self.state) is not None:
             for optimizer, kept in zip(trainer.optimizers, state["optimizer_states"], strict=True):
-                optimizer.load_state_dict(kept)
+                ranks.load_optimizer(optimizer, kept)
             for config, kept in zip(trainer.lr_scheduler_configs, state["lr_schedulers"], strict=True):
                 config.scheduler.load_state_dict(kept)
             torch.set_rng_state(state["random"]["cpu"])
             if state["random"]["cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["random"]["cuda"])
+                torch.cuda.set_rng_state(state["random"]["cuda"][0])
             self.state = None
         for number in self.handlers:
             signal.signal(number, self._note)
@@ -198,8 +210,11 @@ class Saver(Callback):
 
     def keep(self, module: LightningModule, step: int) -> None:
         """Keep the weights of a mid-run checkpoint beside the states, which name it. Without them no later state can be gone on from."""
+        weights = ranks.whole(module.state_dict())
+        if not ranks.first():
+            return
         try:
-            self.checkpoints[step] = self.states.write("checkpoint", step, {"state_dict": module.state_dict()})
+            self.checkpoints[step] = self.states.write("checkpoint", step, {"state_dict": weights})
         except OSError as error:
             self.stuck = True
             self.resume.say(
@@ -214,32 +229,39 @@ class Saver(Callback):
         self.ended = trainer.should_stop
         steps, minutes = self.resume.every_steps, self.resume.every_minutes
         late = minutes is not None and time.monotonic() - self.clock >= 60 * minutes
-        if late or (steps is not None and self.step % steps == 0):
+        if ranks.some(ranks.first() and late) or (steps is not None and self.step % steps == 0):
             self.save(trainer, module)
-        if self.signal is not None:
+        if ranks.some(self.signal is not None):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.signal is not None and self.saved < self.step:
+        if ranks.some(self.signal is not None) and self.saved < self.step:
             self.save(trainer, module)
 
     def save(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save the state after this step, and drop the oldest once it is on disk and verified. What the disk can not take is said."""
-        if self.stuck:
-            return
+        """Save the state after this step, and drop the oldest once it is on disk and verified. What the disk can not take is said.
+
+        Ranks gather what is sharded, and the first one writes it: a state is the same for any number of processes.
+        """
         state = {
             "step": self.step,
             "ended": self.ended,
             "settings": self.settings,
             "made_with": _made_with(),
-            "state_dict": module.state_dict(),
-            "optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "state_dict": ranks.whole(module.state_dict()),
+            "optimizer_states": [ranks.whole(optimizer.state_dict()) for optimizer in trainer.optimizers],
             "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+            "random": {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []},
             "run": self.run.state_dict(),
             "checkpoints": self.checkpoints,
         }
         module.on_save_checkpoint(state)
+        if not ranks.first():
+            self.saved = self.step
+            return
+        if self.stuck:
+            self.clock = time.monotonic()
+            return
         try:
             self.states.write("state", self.step, state)
             self.saved = self.step
@@ -271,7 +293,7 @@ class Saver(Callback):
         """
         if self.signal is None:
             return
-        self.resume.say(
+        (self.resume.say if ranks.first() else _nothing)(
             f"told to end by {signal.Signals(self.signal).name}: the training is saved up to step {self.saved:,} and can go on there"
         )
         if self.handlers[self.signal] is not signal.SIG_DFL:
@@ -327,7 +349,7 @@ def _refuse_others(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
 def _made_with() -> dict[str, Any]:
     """What the same numbers can round differently on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"torch": str(torch.__version__), "device": device, "threads": torch.get_num_threads()}
+    return {"torch": str(torch.__version__), "device": device, "threads": torch.get_num_threads(), "processes": ranks.count()}
 
 
 class _Hashed:

@@ -61,7 +61,7 @@ class TokenShards:
         files = sorted(Path(folder).glob(f"{name}-[0-9]*.npy"))
         if not files:
             raise ValueError(f"{folder} holds no shards {name}-00000.npy, …")
-        self.name = name
+        self.folder, self.name = Path(folder), name
         self.shards = [np.load(file, mmap_mode="r") for file in files]
         self.starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self.shards])]).astype(np.int64)
         self.lengths: np.ndarray = np.load(Path(folder) / f"{name}-lengths.npy", mmap_mode="r")

@@ -16,9 +16,11 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from model import ranks
 from model.execution import Execution, prepared, tensorboard_logger
 from model.flops import peak_flops
 from model.precision import TRAINER_PRECISION, Precision
@@ -142,7 +144,7 @@ def fit(
     metrics over the last `log_every` steps, and what `validate()` returns, called every `validate_every` steps, at the end, and
     (`validate_first`) before the first. `on_checkpoint(step)` is called after the steps in `checkpoints_at`. `progress` names the run in a
     progress bar, or in plain lines where stderr is no terminal, with tokens a second and MFU. Nothing is written to disk without `resume`
-    or `execution.tensorboard`.
+    or `execution.tensorboard`. With `execution.torchrun` other processes do all this, and what they leave comes back (`model.launching`).
 
     With `resume` the run saves its state now and then and goes on from the newest one that it finds, to the weights and rows of a run that
     was never cut off: the hooks of checkpoints that lie behind are called again first, with the weights of their step. SIGTERM, or Ctrl-C,
@@ -163,8 +165,28 @@ def fit(
         raise ValueError(f"{type(module).__name__} optimizes by hand; call fit without accumulate and compile")
     if execution.accumulate > 1 and not hasattr(loader, "batches"):
         raise ValueError(f"a {type(loader).__name__} can not give its batches in parts; call fit without accumulate")
+    if execution.torchrun is not None and not ranks.started():
+        from model.launching import launch
+
+        return launch(
+            module,
+            loader,
+            validate=validate,
+            on_checkpoint=on_checkpoint,
+            resume=resume,
+            execution=execution,
+            steps=steps,
+            seed=seed,
+            precision=precision,
+            threads=threads,
+            log_every=log_every,
+            progress=progress,
+            validate_every=validate_every,
+            validate_first=validate_first,
+            checkpoints_at=list(checkpoints_at),
+        )
     run = _Run(loader, execution.accumulate, steps, log_every, validate, validate_every, validate_first, checkpoints_at, on_checkpoint)
-    run.name, run.precision = progress, precision
+    run.name, run.precision, run.tell = progress if ranks.first() else None, precision, execution.tell
     result = run.result
     with _quiet(), _threads(threads), prepared(module, execution), torch.random.fork_rng():
         if resume is not None:
@@ -189,7 +211,9 @@ def fit(
         torch.manual_seed(seed)
         trainer = Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
-            devices=1,
+            devices=ranks.count(),
+            strategy=_strategy(execution),
+            use_distributed_sampler=False,
             precision=TRAINER_PRECISION[precision],
             max_epochs=1,
             limit_train_batches=(steps - result.steps) * execution.accumulate,
@@ -203,7 +227,7 @@ def fit(
         )
         handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, train_dataloaders=_Batches(loader, result.steps, execution.accumulate))
+            trainer.fit(module, train_dataloaders=_Batches(loader, result.steps, execution.accumulate * ranks.count()))
         except SystemExit:
             if isinstance(run.exception, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit and ignores further ones
                 raise KeyboardInterrupt from None
@@ -224,7 +248,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Batches:
-    """The loader from a batch on, as one loader: Lightning would take a list for a list of loaders."""
+    """The loader from a batch on, as one loader: Lightning would take a list for a list of loaders. Ranks take a part in turn."""
 
     loader: Loader | Iterable[dict[str, Any]]
     start: int
@@ -233,7 +257,8 @@ class _Batches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if not hasattr(self.loader, "batches"):
             return itertools.islice(self.loader, self.start, None)
-        return self.loader.batches(self.start) if self.parts == 1 else self.loader.batches(self.start, self.parts)
+        stream = self.loader.batches(self.start) if self.parts == 1 else self.loader.batches(self.start, self.parts)
+        return itertools.islice(stream, ranks.number(), None, ranks.count())
 
 
 class _Run(Callback):
@@ -260,6 +285,7 @@ class _Run(Callback):
         self.saver: Saver | None = None
         self.waiting: list[dict[str, Any]] = []  # what the parts of the present batch gave
         self.name: str | None = None
+        self.tell: Callable[[str], None] | None = None
         self.precision: Precision = "fp32"
         self.progress: Progress | None = None
         self.speed: Speed | None = None
@@ -283,9 +309,9 @@ class _Run(Callback):
         if self.validate is not None and self.validate_first and not self.result.steps:
             with torch.no_grad():
                 self._rows(self.validate())
-        self.speed = Speed(self.result, lambda: peak_flops(module.device, self.precision))
+        self.speed = Speed(self.result, lambda: ranks.count() * peak_flops(module.device, self.precision))
         if self.name:
-            self.progress = Progress(self.name, self.steps, self.speed)
+            self.progress = Progress(self.name, self.steps, self.speed, self.tell)
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -293,7 +319,7 @@ class _Run(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, cast(Optimization, module.optimization).clip))
+        norm = ranks.number_of(nn.utils.clip_grad_norm_(parameters, cast(Optimization, module.optimization).clip))
         if not math.isfinite(norm):
             raise ValueError(f"the gradient norm at step {self.result.steps + 1} is {norm}, on {self._batch()}; {WAY_OUT}")
         name = optimizer.param_groups[0]["name"]
@@ -306,13 +332,16 @@ class _Run(Callback):
         if len(self.waiting) < self.parts:
             return
         parts, self.waiting = self.waiting, []
+        # Lightning has divided the losses by the number of parts.
+        means = {"train_loss": sum(float(part["loss"]) for part in parts)} if "loss" in outputs else {}
+        means |= {name: sum(float(part["metrics"][name]) for part in parts) / len(parts) for name in outputs["metrics"]}
+        counts = [sum(int(part["tokens"]) for part in parts), sum(float(part.get("flops", 0.0)) for part in parts)]
+        tokens, flops, *values = ranks.summed([*counts, *means.values()])
         result.steps += 1
-        result.tokens += sum(int(part["tokens"]) for part in parts)
-        result.flops += sum(float(part.get("flops", 0.0)) for part in parts)
-        if "loss" in outputs:
-            self._note("train_loss", sum(float(part["loss"]) for part in parts))  # Lightning has divided them by their number
-        for name in outputs["metrics"]:
-            self._note(name, sum(float(part["metrics"][name]) for part in parts) / len(parts))
+        result.tokens += int(tokens)
+        result.flops += flops
+        for name, value in zip(means, values, strict=True):
+            self._note(name, value / ranks.count())
         due = self.validate_every and result.steps % self.validate_every == 0
         if self.validate is not None and (due or result.steps == self.steps or trainer.should_stop):
             with torch.no_grad():
@@ -348,11 +377,21 @@ class _Run(Callback):
     def _batch(self) -> str:
         """The present batch by its number, with its examples and its part where they are known."""
         number = self.result.steps
-        named = f"batch {number}" + (f", part {len(self.waiting) + 1} of {self.parts}" if self.parts > 1 else "")
+        parts, part = self.parts * ranks.count(), len(self.waiting) * ranks.count() + ranks.number() + 1
+        named = f"batch {number}" + (f", part {part} of {parts}" if parts > 1 else "")
         if not hasattr(self.loader, "rows"):
             return named
         rows = self.loader.rows(number)
         return f"{named} (examples {', '.join(map(str, rows[:NAMED]))}{f', … {len(rows)} in all' if len(rows) > NAMED else ''})"
+
+
+def _strategy(execution: Execution) -> Any:
+    """Lightning's strategy: in one process, or as a rank of those that `execution.torchrun` describes."""
+    if execution.torchrun is None:
+        return "auto"
+    if execution.torchrun.strategy == "ddp":
+        return DDPStrategy()
+    return ModelParallelStrategy(data_parallel_size=ranks.count(), tensor_parallel_size=1)
 
 
 @contextmanager

@@ -4,16 +4,19 @@ The code of an asset is the module that defines it and everything that module im
 or not, also inside functions. Each file counts as its syntax tree without docstrings, so a comment, a docstring or
 another line break changes nothing.
 
-Modules that are left out of the closure, each for one of two reasons:
+Modules that are left out of the closure, each for one of three reasons:
 
 - `resources.profiles`: its values reach an asset as config, and config is in the key literally. Were the tables hashed
   as code, one profile's new size would recompute every other profile.
 - `resources.recipe`, `declaration`, `materialization`, `run`, `store`, `manifests`, `disk`, `rounds`, `warehouse`,
-  `tables`, `lineage`, `verification`, `environment`, `locks`, `identity`, `imports`, `pins` and `errors` (our choice): they move, name and
-  describe bytes and do not decide them. What they hand to an asset (parents, raw files, the round's pinned artifacts)
-  is in the key as inputs. Were they hashed, a better error message would retrain every model. The one thing they do
-  decide is how a frame, JSON, rows or a plot becomes bytes: that is versioned by `FORMAT`, which is in the key and must
-  grow when such bytes change.
+  `tables`, `lineage`, `verification`, `environment`, `locks`, `identity`, `imports`, `pins`, `errors`, `torchrun` and
+  `worker` (our choice): they move, name and describe bytes and do not decide them. What they hand to an asset (parents,
+  raw files, the round's pinned artifacts) is in the key as inputs. Were they hashed, a better error message would
+  retrain every model. The one thing they do decide is how a frame, JSON, rows or a plot becomes bytes: that is versioned
+  by `FORMAT`, which is in the key and must grow when such bytes change.
+- `model.launching` and `model.worker`: they carry a training to other processes and back. What it computes there is in
+  `model.training` and in the modules of each training, which count where an asset uses them. Through these two every
+  training would depend on the code of all.
 """
 
 import ast
@@ -51,8 +54,10 @@ EXCLUDED = frozenset(
         "imports",
         "pins",
         "errors",
+        "torchrun",
+        "worker",
     )
-)
+) | {"model.launching", "model.worker"}
 KEY_DIGITS = 20
 _MODULE_TEXT = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+(?::\w+)?")
 

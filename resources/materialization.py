@@ -19,6 +19,7 @@ from resources.pins import pinned_by_key
 from resources.rounds import BATCH_ASSET, Round, load_round
 from resources.run import Input, Request, Run
 from resources.store import ArtifactStore
+from resources.torchrun import pipes_session
 from resources.warehouse import publish
 
 # What Dagster shows of a manifest; the rest of it is shown as metadata of its own.
@@ -192,6 +193,7 @@ def _make(plan: _Plan, context: dg.AssetExecutionContext, config: Any) -> tuple[
         states=store.states(declared.asset, plan.identity),
         home=store.root,
         say=context.log.info,
+        pipes=pipes_session(context),
     )
     meter = environment.Meter()
     try:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import dagster as dg
 import polars as pl
@@ -14,13 +14,15 @@ from pydantic import Field
 
 from resources.disk import parquet_bytes, pretty_json
 from resources.environment import carbon as carbon_of
+from resources.environment import gpu_watts
 from resources.errors import TampuError
 from resources.manifests import MANIFEST, Artifact
 from resources.rounds import Round
 from resources.tables import rows_of
+from resources.torchrun import Session
 
 if TYPE_CHECKING:
-    from model.execution import Execution
+    from model.execution import Execution, Torchrun
     from model.resume import Resume
 
 RESERVED = frozenset(
@@ -52,11 +54,18 @@ class Check:
 
 
 class ExecutionConfig(dg.Config):
-    """How a training is run: the fields in `NOT_IDENTITY` leave every bit of the result alone, the others round in other places."""
+    """How a training is run: what is not in `NOT_IDENTITY` rounds in other places, and so counts.
+
+    Of `NOT_IDENTITY` the launcher alone rounds otherwise, as another machine does: machines and numbers of processes never count.
+    """
 
     NOT_IDENTITY: ClassVar[tuple[str, ...]] = tuple(
-        f"execution.{name}" for name in ("save_every_steps", "save_every_minutes", "activation_checkpointing", "tensorboard")
+        f"execution.{name}"
+        for name in ("save_every_steps", "save_every_minutes", "activation_checkpointing", "tensorboard", "launcher", "processes", "strategy")
     )
+    launcher: Literal["in process", "torchrun"] = Field(default="in process", description="torchrun: in several processes (not PPO)")
+    processes: int | None = Field(default=None, ge=1, description="processes of torchrun; default: one a GPU")
+    strategy: Literal["ddp", "fsdp2"] = Field(default="ddp", description="of torchrun: whole copies, or sharded (not reward models)")
     save_every_steps: int | None = Field(default=None, ge=1, description="steps between two saves of the state that a training can go on from")
     save_every_minutes: float | None = Field(default=1.0, gt=0, description="minutes between two such saves; with both, whichever comes first")
     activation_checkpointing: bool = Field(default=False, description="compute activations again in the backward pass: less memory, more time")
@@ -105,6 +114,7 @@ class Run:
     states: Path
     home: Path
     say: Callable[[str], None]
+    pipes: Session
     metrics: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     previews: dict[str, str] = field(default_factory=dict)
@@ -184,11 +194,47 @@ class Run:
         return Resume(self.states, config.save_every_steps, config.save_every_minutes, artifact, self.say)
 
     def execution(self, config: ExecutionConfig) -> "Execution":
-        """For `fit`: how the training is run."""
+        """For `fit`: how the training is run. Raises TampuError for processes that no launcher starts, and where their number is not known."""
         from model.execution import Execution
 
         folder = self.home / "tensorboard" / self.asset / self.states.name
-        return Execution(config.accumulate, config.activation_checkpointing, config.compile, folder if config.tensorboard else None)
+        return Execution(
+            config.accumulate,
+            config.activation_checkpointing,
+            config.compile,
+            folder if config.tensorboard else None,
+            self._torchrun(config),
+        )
+
+    def _torchrun(self, config: ExecutionConfig) -> "Torchrun | None":
+        if config.launcher == "in process":
+            if config.processes not in (None, 1):
+                raise TampuError(
+                    f"{self.label}: execution.processes is {config.processes}, and execution.launcher is 'in process': set it to 'torchrun'"
+                )
+            return None
+        import torch
+
+        from model.execution import Torchrun
+
+        processes = config.processes or torch.cuda.device_count()
+        if not processes:
+            raise TampuError(f"{self.label}: torchrun starts one process a GPU, and there is none here: set execution.processes")
+        if torch.cuda.is_available() and processes > torch.cuda.device_count():
+            raise TampuError(
+                f"{self.label}: execution.processes is {processes}, and there are {torch.cuda.device_count()} GPUs: one process a GPU at most"
+            )
+        return Torchrun(processes, config.strategy, worker="resources.worker", session=lambda: self.pipes(self._hear))
+
+    def _hear(self, facts: Mapping[str, Any]) -> None:
+        """What the ranks of a training told of themselves."""
+        processes, seconds = facts["processes"], facts["seconds"]
+        memory = ", ".join(f"{peak / 2**30:.2f}" for peak in facts["peak_memory_bytes"])
+        told = f"{processes} processes ({facts['strategy']}, {facts['backend']}, {facts['device']}), {seconds:.1f} s, peak memory {memory} GiB"
+        self.note("torchrun", told)
+        self.say(f"{self.label}: trained by {told}")
+        if facts["backend"] == "nccl":  # the processor's share is measured with that of all children
+            self.carbon(facts["device"], processes * seconds / 3600, gpu_watts(facts["device"])[0])
 
     # Files of the artifact
 

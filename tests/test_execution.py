@@ -12,7 +12,7 @@ from trainings import CONFIG, comparisons, documents, network, rank_gradients, s
 
 from model import causal_lm
 from model.causal_lm import CHUNK, CausalLM, PackedLoader, next_token_loss
-from model.execution import Execution, tensorboard_logger
+from model.execution import Execution, Torchrun, tensorboard_logger
 from model.flops import PEAKS, flops_per_token, peak_flops
 from model.llama import Llama, LlamaConfig
 from model.packing import Packed
@@ -38,12 +38,12 @@ def language(parts: int, **arguments: Any) -> tuple[FitResult, torch.nn.Module]:
     return fit(module, loader, steps=6, seed=0, log_every=2, execution=Execution(accumulate=parts), **arguments), module
 
 
-def reward(parts: int, **arguments: Any) -> tuple[FitResult, torch.nn.Module]:
+def reward(parts: int, ranks: Torchrun | None = None, **arguments: Any) -> tuple[FitResult, torch.nn.Module]:
     module = RewardTraining(RewardModel.from_llama(network()), reward_optimization(1e-2, 6), safety_weight=1.0)
     labelled = [Labelled([1, i, 2], bool(i % 2)) for i in range(3, 10)]
     pairs = [*comparisons()[:9], comparisons()[9].__class__([1, 4, 5, 2], [1, 6, 2], "better")]
     loader = ComparisonLoader(pairs, 6, seed=0, margin="small", labelled=labelled)
-    return fit(module, loader, steps=6, seed=0, log_every=2, execution=Execution(accumulate=parts), **arguments), module
+    return fit(module, loader, steps=6, seed=0, log_every=2, execution=Execution(accumulate=parts, torchrun=ranks), **arguments), module
 
 
 # In parts
