@@ -5,8 +5,9 @@ The ranks' first process writes messages into a file that Dagster reads as they 
 let ranks save their state, to wait for that, and to name the rank that failed.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import dagster as dg
@@ -22,9 +23,13 @@ def pipes_session(context: dg.AssetExecutionContext) -> Session:
 
     @contextmanager
     def session(hear: Callable[[Mapping[str, Any]], None]) -> Iterator[Mapping[str, str]]:
-        with dg.open_pipes_session(
+        opened = dg.open_pipes_session(
             context=context, context_injector=dg.PipesTempFileContextInjector(), message_reader=dg.PipesTempFileMessageReader()
-        ) as pipes:
+        )
+        with ExitStack() as stack:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", dg.PreviewWarning)  # Dagster warns of what it uses itself
+                pipes = stack.enter_context(opened)
             yield pipes.get_bootstrap_env_vars()
         for facts in pipes.get_custom_messages():
             hear(facts)
