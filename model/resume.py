@@ -235,7 +235,7 @@ class Saver(Callback):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if ranks.some(self.signal is not None) and self.saved < self.step:
+        if ranks.some(self.signal is not None) and ranks.some(self.saved < self.step):  # ranks gather what is sharded together
             self.save(trainer, module)
 
     def save(self, trainer: Trainer, module: LightningModule) -> None:

@@ -152,7 +152,7 @@ def test_a_line_of_many_documents_stays_in_the_first_held_out_one_and_counts_are
 
 def test_documents_of_excluded_sites_are_rejected_with_the_site() -> None:
     talk = "I went to the lake with my brother and we had to walk back because of the rain."
-    urls = ["https://www.WhitePages.com/name/x", "http://me@mail.spokeo.com:8080/a?b", "https://notspokeo.com", None, "spokeo.com/x"]
+    urls = ["https://www.WhitePages.com/name/x", "http://me@mail.spokeo.com:8080/a?b", "https://notspokeo.com", None, "spokeo.com:8080/x"]
     texts = [f"{talk} Then we met {name}." for name in ("Anna", "Bertha Maria", "Carl August Otto", "Dora", "Emil the third")]
     found = apply_filters(documents(texts, urls=urls))
     rejects = found.rejects.filter(pl.col("filter") == "excluded_domain").select("document_id", "detail").rows()

@@ -47,7 +47,7 @@ def checked(domains: Iterable[str]) -> frozenset[str]:
 
 def excluded(urls: pl.Series, domains: frozenset[str]) -> pl.Series:
     """By address, the excluded domain that it or a domain above it is, or null. Text without a scheme counts as one, too."""
-    host = urls.str.to_lowercase().str.extract(r"^\s*(?:[a-z][a-z0-9+.\-]*:)?(?://)?(?:[^/@?#]*@)?([^/:?#\s]+)", 1).str.strip_chars(".")
+    host = urls.str.to_lowercase().str.extract(r"^\s*(?:(?:[a-z][a-z0-9+.\-]*:)?//)?(?:[^/@?#]*@)?([^/:?#\s]+)", 1).str.strip_chars(".")
     names = host.to_frame("host").lazy()
     known = sorted(domains)
     # A domain above: what follows the first, second, … dot.

@@ -87,7 +87,7 @@ def _pronoun_lexicon() -> pl.DataFrame:
 def identity_terms(frame: pl.DataFrame, terms: Terms = IDENTITY_TERMS) -> pl.DataFrame:
     """How many English documents name an identity, on the axes of `terms` (a short word list of our own by default).
 
-    The paper uses HolisticBias' 600 descriptors on five axes (see `word_lists.holistic_bias` for its file); ours are
+    The paper uses HolisticBias' 600 descriptors on five axes (see `identity_lists.holistic_bias` for its file); ours are
     single words, the ambiguous ones (straight, white, black, ...) left out as in the paper and each on one axis, so
     shares by axis are lower bounds of the paper's.
     Columns: source, axis, term, documents, base (English documents), share (documents / base), share_of_axis

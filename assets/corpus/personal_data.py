@@ -253,7 +253,7 @@ def _valid(kind: str) -> Callable[[str], bool]:
 
 
 def _national_ids(text: str, region: str) -> Iterator[Span]:
-    """Social security, tax and identity numbers of people in thirteen countries, by form and check digit."""
+    """Social security, tax and identity numbers of people in twelve countries, by form and check digit."""
     position = 0
     while match := _NATIONAL.search(text, position):
         position = match.start() + 1
