@@ -110,7 +110,8 @@ def _run(folder: Path, execution: Execution) -> None:
         *("-m", torchrun.worker, str(folder)),
     ]
     paths = [str(REPOSITORY), *(path for path in sys.path if path)]
-    threads = str(max(1, (os.cpu_count() or 1) // torchrun.processes))
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, processors // torchrun.processes))
     with torchrun.session() as environment:
         variables = {"OMP_NUM_THREADS": threads, **os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)}
         # In a session of its own Ctrl-C does not reach it: this process tells it once, and a second time would cut off the saving.
@@ -140,7 +141,8 @@ def _told(folder: Path, processes: int, code: int) -> str:
     if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         return f"torchrun and its {processes} ranks were told to end by {signal.Signals(code - 128).name}"
     if not path.is_file():
-        return f"torchrun ended with exit code {code} before its {processes} ranks could train; what it wrote on standard error says why"
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"torchrun {how}, and none of its {processes} ranks told of an error; what it wrote on standard error says why"
     failures = json.loads(path.read_text())
     ended = (-signal.SIGTERM, 128 + signal.SIGTERM)  # by torchrun, because another rank had failed
     one = min(failures, key=lambda failure: (failure["exit_code"] in ended, failure["time"]))

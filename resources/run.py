@@ -212,6 +212,10 @@ class Run:
                 raise TampuError(
                     f"{self.label}: execution.processes is {config.processes}, and execution.launcher is 'in process': set it to 'torchrun'"
                 )
+            if config.strategy != "ddp":
+                raise TampuError(
+                    f"{self.label}: execution.strategy is {config.strategy!r}, and execution.launcher is 'in process': set it to 'torchrun'"
+                )
             return None
         import torch
 

@@ -156,6 +156,8 @@ def _warehouse(store: ArtifactStore, manifests: dict[tuple[str, str], dict[str, 
         if table == "current":
             if len(parts) != 4 or not store.has_current(parts[0].replace("__", "/"), _partition(parts[1]), parts[2]):
                 yield Finding(str(path), "there is no pointer that it stands for", "delete it")
+            elif _is_later_than_pointer(store, path, parts):
+                yield Finding(str(path), "it is later than what the pointer says, and so hides it", again)
             continue
         asset = parts[0].replace("__", "/")
         manifest = manifests.get((asset, parts[-1])) if len(parts) == 4 else None
@@ -180,6 +182,16 @@ def _warehouse(store: ArtifactStore, manifests: dict[tuple[str, str], dict[str, 
                 yield Finding(str(path), "it is missing from the warehouse", way_out)
         path = current_file(store, artifact, profile)
         yield from _same_rows(path, lambda made=artifact, by=profile: current_row(store, by, made), way_out)
+
+
+def _is_later_than_pointer(store: ArtifactStore, path: Path, parts: list[str]) -> bool:
+    """Whether the views would take this file's key for current instead of the pointer's; what can not be read is found elsewhere."""
+    try:
+        pointer = store.pointer(parts[0].replace("__", "/"), _partition(parts[1]), parts[2])
+        moments = pl.read_parquet(path, glob=False)["materialized_at"]
+    except (TampuError, pl.exceptions.PolarsError, OSError):
+        return False
+    return pointer is not None and any(moment.isoformat() > pointer["materialized_at"][:26] for moment in moments)
 
 
 def _partition(name: str) -> str | None:

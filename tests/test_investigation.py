@@ -244,8 +244,11 @@ def test_a_classifier_of_the_hubs_form_scores_lines(tmp_path: Path) -> None:
     assert scores.shape == (3,) and ((scores > 0) & (scores < 1)).all()
     assert scorer(lines.reverse())[::-1] == pytest.approx(scores, abs=1e-6)
     assert investigation.toxicity(documents(lines.to_list()), scorer)["documents"].to_list() == [3, 3]
+    (tmp_path / "none").mkdir()
     with pytest.raises(TampuError, match=r"toxicity model .* cannot be loaded"):
         classifier(str(tmp_path / "none"))
+    with pytest.raises(TampuError, match=r"can change on the hub: write tomh/toxigen_hatebert@<commit>"):
+        classifier("tomh/toxigen_hatebert")
 
 
 @pytest.mark.skipif("TAMPU_TEST_DATA" not in os.environ, reason="TAMPU_TEST_DATA names no folder of text")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from homes import Home, artifact
 from recipes import drop, foundation, next_round
@@ -140,14 +141,18 @@ def warehouse_file(home: Home, table: str, asset: str) -> Path:
 
 
 def with_other_rows(path: Path) -> None:
-    import polars as pl
-
     frame = pl.read_parquet(path)
     frame.with_columns(value=pl.col("value") + 1).write_parquet(path)
 
 
 def model(home: Home) -> Path:
     return home.current("sft/model").path
+
+
+def later(path: Path) -> None:
+    """Another key's file that says it was made an hour after."""
+    rows = pl.read_parquet(path, glob=False).with_columns(pl.col("materialized_at") + pl.duration(hours=1), key=pl.lit("0" * 20))
+    rows.write_parquet(path.with_name(path.name.replace(path.stem.split("@")[-1], "0" * 20)))
 
 
 DAMAGES: list[tuple[Callable[[Home], object], str, str]] = [
@@ -183,6 +188,11 @@ DAMAGES: list[tuple[Callable[[Home], object], str, str]] = [
         ),
         "current/sft__data@_@tiny@",
         "there is no pointer that it stands for",
+    ),
+    (
+        lambda home: later(warehouse_file(home, "current", "sft__model")),
+        "current/sft__model@_@tiny@",
+        "it is later than what the pointer says",
     ),
 ]
 

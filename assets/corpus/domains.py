@@ -25,6 +25,9 @@ PERSONAL_SITES: frozenset[str] = frozenset(
 )
 
 
+LABELS = 127  # of a name, at most (RFC 1035, 2.3.4)
+
+
 def read_domains(path: Path) -> frozenset[str]:
     """Domains of a file, one a line; empty lines and what follows a # are passed over. TampuError for what is no domain."""
     try:
@@ -51,5 +54,7 @@ def excluded(urls: pl.Series, domains: frozenset[str]) -> pl.Series:
     names = host.to_frame("host").lazy()
     known = sorted(domains)
     # A domain above: what follows the first, second, … dot.
-    above = [pl.col("host").str.extract(rf"^(?:[^.]+\.){{{skipped}}}(.+)$", 1) for skipped in range(6)]
+    dots = host.str.count_matches(r"\.").max()
+    levels = min(LABELS, 1 + (dots if isinstance(dots, int) else 0))
+    above = [pl.col("host").str.extract(rf"^(?:[^.]+\.){{{skipped}}}(.+)$", 1) for skipped in range(levels)]
     return names.select(pl.coalesce(pl.when(name.is_in(known)).then(name) for name in above).alias("domain")).collect()["domain"]

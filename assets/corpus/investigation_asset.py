@@ -21,7 +21,7 @@ class InvestigationConfig(dg.Config):
 
     NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("workers", "identity_terms")
     identity_terms: str = Field("", description="HolisticBias' descriptors.json; empty takes a short list of our own")
-    toxicity_model: str = Field("", description="text classifier, such as tomh/toxigen_hatebert (needs transformers); empty takes a word list")
+    toxicity_model: str = Field("", description="text classifier: a folder, or tomh/toxigen_hatebert@<commit>; empty takes a word list")
     toxicity_share: float = Field(1.0, gt=0, le=1, description="share of the documents whose toxicity is measured (the paper: 0.1)")
     seed: int = Field(0, ge=0, description="choice of these documents")
     workers: int = Field(0, ge=0, description="threads; 0 takes all processors")
@@ -29,7 +29,11 @@ class InvestigationConfig(dg.Config):
 
 def _raw_files(request: Request) -> dict[str, Path]:
     file = request.config.identity_terms
-    return {"identity_terms": Path(file).expanduser()} if file else {}
+    files = {"identity_terms": Path(file).expanduser()} if file else {}
+    folder = Path(request.config.toxicity_model)
+    if request.config.toxicity_model and folder.is_dir():
+        files |= {f"toxicity_model/{one.relative_to(folder)}": one for one in sorted(folder.rglob("*")) if one.is_file()}
+    return files
 
 
 # The columns of each table that are the kind and the term of a row of the warehouse; all numbers beside them are metrics.
@@ -61,7 +65,8 @@ def investigation(run: Run, config: InvestigationConfig) -> None:
         scorer = classifier(config.toxicity_model)
     wanted = measures(terms, scorer, toxicity_share=config.toxicity_share, seed=config.seed)
     training = (part.filter(pl.col("split") == "train") for part in read_parts(run.parent("corpus/filtered").file("documents.parquet")))
-    tables = investigate(batches(training), wanted, workers=config.workers or processors())
+    # A classifier computes with all processors itself.
+    tables = investigate(batches(training), wanted, workers=1 if scorer else config.workers or processors())
     for name, table in tables.items():
         run.write_frame(f"{name}.parquet", table)
         run.table(name.replace("_", " "), table)

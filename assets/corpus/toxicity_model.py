@@ -1,6 +1,7 @@
 """A text classifier of the Hugging Face hub as the scorer of lines, such as the paper's HateBERT fine-tuned on ToxiGen."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,17 +15,24 @@ BATCH, WORD_PIECES = 64, 512
 
 
 def classifier(name: str) -> Scorer:
-    """The probability of the last label (LABEL_1 of the ToxiGen models: toxic) of the model `name`, or of a folder.
+    """The probability of the last label (LABEL_1 of the ToxiGen models: toxic) of a folder's model, or of `<name>@<commit>` on the hub.
 
-    TampuError if the package transformers is missing or the model cannot be had.
+    TampuError if the package transformers is missing, a name has no commit, or the model cannot be had.
     """
+    identifier, _, revision = (name, "", None) if Path(name).is_dir() else name.partition("@")
+    if revision == "":
+        raise TampuError(f"the toxicity model {name!r} can change on the hub: write {name}@<commit>, or name a folder")
     try:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
     except ImportError:
-        raise TampuError(f"the toxicity model {name!r} needs the package transformers: run `pip install transformers`") from None
+        raise TampuError(
+            f"the toxicity model {name!r} needs the package transformers: run `pip install --constraint constraints.txt transformers`"
+        ) from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS.get(name, name))
-        model = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=None).eval()
+        tokenizer = AutoTokenizer.from_pretrained(
+            TOKENIZERS.get(identifier, identifier), revision=None if identifier in TOKENIZERS else revision
+        )
+        model = AutoModelForSequenceClassification.from_pretrained(identifier, revision=revision).eval()
     except (OSError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise TampuError(f"the toxicity model {name!r} cannot be loaded: {first} Leave toxicity_model empty for the word list") from error
