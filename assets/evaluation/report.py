@@ -8,7 +8,7 @@ from pydantic import Field
 
 import model  # noqa: F401  keeps the top-level package importable from inside asset bodies
 from assets.evaluation.html_page import Picture, page
-from assets.evaluation.model_card import Maker, Section, as_markdown, model_card
+from assets.evaluation.model_card import Fact, Maker, Section, as_markdown, model_card
 from assets.evaluation.win_rates import progress
 from assets.plots import bars
 from resources.recipe import Check, Run, artifact
@@ -46,6 +46,17 @@ GOALS: dict[str, tuple[str, float]] = {
     "chat model, violation share": ("at most", 0.03),
     "chat model, false refusals on borderline prompts": ("at most", 0.03),
     "chat model, helpfulness win rate against SFT": ("at least", 0.65),
+}
+
+# Why the default profile misses a goal, as far as is known; the experiments behind it are in docs/measurements.md.
+REASONS: dict[str, str] = {
+    "base model, validation bits per byte": "1.3 M parameters see 3.5 M tokens; more steps lower it",
+    "helpfulness reward, accuracy over ceiling": "it must compare a word of the answer with the prompt, and learns that slowly",
+    "safety reward, accuracy over ceiling": "four test pairs in five are hardly better or worse than one another",
+    "chat model, instruction success": "copying a word of the prompt is learned late, ending with a given word not at all",
+    "chat model, violation share": "refusals carry over to a part of the new topics and templates only",
+    "chat model, false refusals on borderline prompts": "PPO buys safety with them; the selection weighs all kinds of prompts alike",
+    "chat model, helpfulness win rate against SFT": "the helpfulness reward model is the bottleneck: it tells clear pairs only",
 }
 
 
@@ -157,7 +168,10 @@ def report(run: Run, config: ReportConfig) -> None:
     rows = scores_of(run)
     name = run.this_round.round
     run.write_json("scoreboard.json", rows)
-    run.path("scoreboard.txt").write_text(as_text(rows, f"scoreboard of round {name}, profile {run.profile}") + "\n", encoding="utf-8")
+    missed = [row["measure"] for row in rows if row["met"] is False]
+    board = as_text(rows, f"scoreboard of round {name}, profile {run.profile}")
+    why = "".join(f"\nnot met: {measure}: {REASONS[measure]}" for measure in missed)
+    run.path("scoreboard.txt").write_text(f"{board}\n{why}\n", encoding="utf-8")
     table = pl.DataFrame(rows, infer_schema_length=None)
     run.table("scoreboard", table.select("measure", "value", "ci_low", "ci_high", "n", "goal", "met"), rows=80)
     chosen = [row for row in rows if "win rate against SFT" in row["measure"] and row["measure"].startswith(("chat", "rejection", "PPO"))]
@@ -170,13 +184,13 @@ def report(run: Run, config: ReportConfig) -> None:
             line=0.5,
         ),
     )
-    card = model_card(run, Maker(**config.model_dump()), table, _guards(run))
+    reasons = Section("Goals that are missed, and why in the default profile", [Fact(measure, REASONS[measure]) for measure in missed])
+    card = [*model_card(run, Maker(**config.model_dump()), table, _guards(run)), *([reasons] if missed else [])]
     markdown = as_markdown(f"Model card: chat model of round {name}, profile {run.profile}", card, lambda frame: markdown_table(frame, rows=200))
     run.path("model_card.md", versioned=False).write_text(markdown, encoding="utf-8")
     run.note("model card", markdown)
     html = page(f"Report: round {name}, profile {run.profile}", [*card, *_tables(run, name)], _pictures(run))
     run.path("report.html", versioned=False).write_text(html, encoding="utf-8")
-    missed = [row["measure"] for row in rows if row["met"] is False]
     run.metric("goals", sum(row["met"] is not None for row in rows))
     run.metric("goals_met", sum(row["met"] is True for row in rows))
     run.check("goals_met", passed=not missed, description=f"not met: {'; '.join(missed) or 'none'}")
