@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def _is_later_than_pointer(store: ArtifactStore, path: Path, parts: list[str]) -
         moments = pl.read_parquet(path, glob=False)["materialized_at"]
     except (TampuError, pl.exceptions.PolarsError, OSError):
         return False
-    return pointer is not None and any(moment.isoformat() > pointer["materialized_at"][:26] for moment in moments)
+    return pointer is not None and any(moment > datetime.fromisoformat(pointer["materialized_at"]).replace(tzinfo=None) for moment in moments)
 
 
 def _partition(name: str) -> str | None:

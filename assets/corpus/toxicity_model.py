@@ -9,7 +9,7 @@ import polars as pl
 from assets.corpus.investigation import Scorer
 from resources.errors import TampuError
 
-# Models of the hub without a tokenizer of their own (recipe section 15).
+# Models of the hub without a tokenizer of their own (recipe section 15). The tokenizer's commit is not pinned.
 TOKENIZERS = {"tomh/toxigen_hatebert": "bert-base-uncased"}
 BATCH, WORD_PIECES = 64, 512
 

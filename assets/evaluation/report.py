@@ -37,7 +37,7 @@ PARENTS = [
     "evaluation/human_ratings",
     "evaluation/contamination",
 ]
-# Goals of the default profile at the end of its second round; a score beyond `lead` is what a first prototype reached.
+# Goals of the default profile at the end of its second round.
 GOALS: dict[str, tuple[str, float]] = {
     "base model, validation bits per byte": ("at most", 1.68),
     "helpfulness reward, accuracy over ceiling": ("at least", 0.95),
@@ -48,16 +48,18 @@ GOALS: dict[str, tuple[str, float]] = {
     "chat model, helpfulness win rate against SFT": ("at least", 0.65),
 }
 
-# Why the default profile misses a goal, as far as is known; the experiments behind it are in docs/measurements.md.
+# Why the default profile missed a goal at the end of its second round; the experiments behind it are in docs/measurements.md.
+# Another profile, round or seed may miss it for another reason, and the report says so.
 REASONS: dict[str, str] = {
     "base model, validation bits per byte": "1.3 M parameters see 3.5 M tokens; more steps lower it",
     "helpfulness reward, accuracy over ceiling": "it must compare a word of the answer with the prompt, and learns that slowly",
     "safety reward, accuracy over ceiling": "four test pairs in five are hardly better or worse than one another",
     "chat model, instruction success": "copying a word of the prompt is learned late, ending with a given word not at all",
     "chat model, violation share": "refusals carry over to a part of the new topics and templates only",
-    "chat model, false refusals on borderline prompts": "PPO buys safety with them; the selection weighs all kinds of prompts alike",
+    "chat model, false refusals on borderline prompts": "where PPO is selected it buys safety with them; all kinds of prompts weigh alike",
     "chat model, helpfulness win rate against SFT": "the helpfulness reward model is the bottleneck: it tells clear pairs only",
 }
+CAUSES = "Missed goals, and what was found to be the cause with the default profile, round v2, seed 0"
 
 
 def scores_of(run: Run) -> list[dict[str, Any]]:
@@ -170,7 +172,7 @@ def report(run: Run, config: ReportConfig) -> None:
     run.write_json("scoreboard.json", rows)
     missed = [row["measure"] for row in rows if row["met"] is False]
     board = as_text(rows, f"scoreboard of round {name}, profile {run.profile}")
-    why = "".join(f"\nnot met: {measure}: {REASONS[measure]}" for measure in missed)
+    why = f"\n{CAUSES}:\n" + "\n".join(f"{measure}: {REASONS[measure]}" for measure in missed) if missed else ""
     run.path("scoreboard.txt").write_text(f"{board}\n{why}\n", encoding="utf-8")
     table = pl.DataFrame(rows, infer_schema_length=None)
     run.table("scoreboard", table.select("measure", "value", "ci_low", "ci_high", "n", "goal", "met"), rows=80)
@@ -184,7 +186,7 @@ def report(run: Run, config: ReportConfig) -> None:
             line=0.5,
         ),
     )
-    reasons = Section("Goals that are missed, and why in the default profile", [Fact(measure, REASONS[measure]) for measure in missed])
+    reasons = Section(CAUSES, [Fact(measure, REASONS[measure]) for measure in missed])
     card = [*model_card(run, Maker(**config.model_dump()), table, _guards(run)), *([reasons] if missed else [])]
     markdown = as_markdown(f"Model card: chat model of round {name}, profile {run.profile}", card, lambda frame: markdown_table(frame, rows=200))
     run.path("model_card.md", versioned=False).write_text(markdown, encoding="utf-8")
